@@ -1,0 +1,1 @@
+"""Over-optimization of reward models in direct alignment: train, sweep, measure, fit, advise."""

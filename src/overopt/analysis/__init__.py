@@ -1,0 +1,1 @@
+"""Tables in; laws, figures and the report out. No torch."""

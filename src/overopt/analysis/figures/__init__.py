@@ -1,0 +1,1 @@
+"""One subject a file: table to plotted numbers, numbers to axes."""

@@ -1,0 +1,87 @@
+"""What flows through the data stage: examples on the way in, batches on the way out."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as text, split so that what may be cut is known.
+
+    Attributes:
+        prefix: text before the post; the whole prompt where there is no post.
+        post: the only part that may be cut when the prompt is too long; ``None`` where nothing may be.
+        suffix: text after the post, such as ``"\\n\\nTL;DR:"``; never cut.
+    """
+
+    prefix: str
+    post: str | None = None
+    suffix: str = ""
+
+    @property
+    def text(self) -> str:
+        """The prompt uncut."""
+        return self.prefix + (self.post or "") + self.suffix
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with the response a person wrote: what SFT imitates and a sample is judged against.
+
+    Attributes:
+        example_id: unique within its source.
+        post_id: what splits are made by; examples of one post share it.
+        prompt: the prompt.
+        response: starts with one space, is not empty, has no end-of-text mark.
+    """
+
+    example_id: str
+    post_id: str
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """A labelled pair of responses; fields as in :class:`Demonstration`."""
+
+    example_id: str
+    post_id: str
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+class TokenBatch(NamedTuple):
+    """Prompts with one response each, padded on the right.
+
+    Attributes:
+        input_ids: prompt, response and padding [token ids].
+        attention_mask: true on prompt and response.
+        response_mask: true on the response's tokens, its end-of-text included.
+    """
+
+    input_ids: Int[Tensor, "sequence token"]
+    attention_mask: Bool[Tensor, "sequence token"]
+    response_mask: Bool[Tensor, "sequence token"]
+
+
+class PreferenceBatch(NamedTuple):
+    """Pairs as 2 * pair sequences, all chosen ones first, then all rejected ones in the same order.
+
+    Attributes:
+        tokens: the sequences.
+        reference_log_probs: log pi_ref of each response, summed over its tokens [nats]; NaN where no
+            reference has been attached (reward modelling needs none).
+    """
+
+    tokens: TokenBatch
+    reference_log_probs: Float[Tensor, " sequence"]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs in the batch."""
+        return self.tokens.input_ids.shape[0] // 2

@@ -1,0 +1,34 @@
+"""The interface that every data source keeps."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from overopt.data.schema import Demonstration, PreferenceExample
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """Everything a source holds, read once.
+
+    Attributes:
+        demonstrations: prompts with the response to imitate, in a stable order.
+        preferences: labelled pairs, in a stable order.
+        left_out: rows not taken, by reason.
+        rows: rows seen, those left out included.
+    """
+
+    demonstrations: list[Demonstration]
+    preferences: list[PreferenceExample]
+    left_out: Counter[str] = field(default_factory=Counter)
+    rows: int = 0
+
+
+class Source(Protocol):
+    """Reads examples from one kind of data."""
+
+    name: str
+
+    def read(self) -> SourceRead:
+        """All examples, or a ValueError that names the file and line at fault."""
+        ...

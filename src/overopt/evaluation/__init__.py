@@ -1,0 +1,1 @@
+"""Checkpoints in; completions, metrics and verdicts out."""

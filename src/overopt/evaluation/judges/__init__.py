@@ -1,0 +1,1 @@
+"""Judges of two responses to one prompt."""

@@ -1,0 +1,1 @@
+"""LightningModules: an objective, a model, an optimiser."""
