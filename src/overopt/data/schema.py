@@ -85,3 +85,18 @@ class PreferenceBatch(NamedTuple):
     def num_pairs(self) -> int:
         """Pairs in the batch."""
         return self.tokens.input_ids.shape[0] // 2
+
+
+class StepBatch(NamedTuple):
+    """One rank's share of one optimiser step.
+
+    Attributes:
+        micro_batches: what goes through the model at a time: TokenBatch or PreferenceBatch.
+        scales: 1 for each micro-batch; 0 for a filler, which keeps ranks in step where a last batch does
+            not divide among them.
+        num_examples: examples of the step over all ranks: what the summed losses are divided by.
+    """
+
+    micro_batches: tuple[TokenBatch | PreferenceBatch, ...]
+    scales: tuple[float, ...]
+    num_examples: int

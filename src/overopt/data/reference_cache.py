@@ -1,0 +1,58 @@
+"""Reference log-probabilities on disk, keyed by everything that can change them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class ReferenceKey:
+    """What a cached log-probability depends on. Another value of any field is another entry.
+
+    Attributes:
+        weights: hash of the reference's weights and configuration.
+        tokens: hash of the example ids and their token ids in order, which the tokenizer, its
+            truncation and the data decide.
+        dtype: precision of the forward pass.
+    """
+
+    weights: str
+    tokens: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """File name of the entry."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:32]
+
+
+def cached_reference_log_probs(
+    folder: Path, key: ReferenceKey, compute: Callable[[], Float[np.ndarray, "pair 2"]]
+) -> Float[np.ndarray, "pair 2"]:
+    """Log pi_ref of chosen and rejected responses [nats], from the cache or else computed and kept.
+
+    Written beside and renamed, so that an entry is whole or absent and any number of processes may share
+    the folder.
+
+    Args:
+        folder: where entries live; made when missing.
+        key: what the values depend on.
+        compute: makes the values, float32.
+    """
+    path = folder / f"{key.name}.npy"
+    if path.is_file():
+        values: np.ndarray = np.load(path, allow_pickle=False)
+        return values
+    values = compute().astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    with unfinished.open("wb") as file:
+        np.save(file, values)
+    os.replace(unfinished, path)
+    return values

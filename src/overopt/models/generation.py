@@ -1,0 +1,118 @@
+"""Seeded, batched sampling from a causal LM at temperature 1, nothing cut from the distribution."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SampledResponse:
+    """A response as the policy drew it.
+
+    Attributes:
+        token_ids: the sampled tokens, the end of text included when it came.
+        finished: false where the length limit came first.
+    """
+
+    token_ids: list[int]
+    finished: bool
+
+
+def draw_tokens(
+    logits: Float[Tensor, "sequence vocabulary"], uniforms: Float[Tensor, " sequence"]
+) -> Int[Tensor, " sequence"]:
+    """Inverse-CDF draws from softmax(logits): one uniform number in [0, 1) decides one token.
+
+    In float64: a float32 cumulative sum over 50,000 tokens loses the rare ones.
+
+    >>> draw_tokens(torch.tensor([[0.0, 0.0]] * 2), torch.tensor([0.4, 0.6])).tolist()
+    [0, 1]
+    """
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    # Scaled to the sum that rounding gave, so that no draw falls past the last token.
+    thresholds = uniforms.double() * cumulative[:, -1]
+    return torch.searchsorted(cumulative, thresholds[:, None], right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+@torch.inference_mode()
+def sample_responses(
+    causal_lm: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_token_id: int,
+    max_response_tokens: int,
+    seed: int,
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[SampledResponse]:
+    """One response per prompt from the model's own distribution (temperature 1, no top-k, no top-p).
+
+    Each prompt owns a row of uniform numbers fixed by ``seed`` and its place in the list, so that a
+    sample does not depend on the batch it was drawn in, and checkpoints of one run share their noise.
+
+    Args:
+        causal_lm: the model, on the device to sample on.
+        prompts: token ids of each prompt, none empty.
+        eos_token_id: ends a response.
+        max_response_tokens: length limit, the end of text included [tokens].
+        seed: fixes all draws.
+        batch_size: prompts sampled side by side.
+        on_batch: told after each batch how many prompts it had.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniforms = torch.rand(len(prompts), max_response_tokens, generator=generator, dtype=torch.float64)
+    responses: list[SampledResponse | None] = [None] * len(prompts)
+    # Sorted by length, so that a batch has little padding.
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    was_training = causal_lm.training
+    causal_lm.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        drawn = _sample_batch(causal_lm, [prompts[i] for i in rows], uniforms[rows], eos_token_id)
+        for i, tokens in zip(rows, drawn.tolist(), strict=True):
+            finished = eos_token_id in tokens
+            responses[i] = SampledResponse(tokens[: tokens.index(eos_token_id) + 1] if finished else tokens, finished)
+        if on_batch is not None:
+            on_batch(len(rows))
+    causal_lm.train(was_training)
+    return [response for response in responses if response is not None]
+
+
+def _sample_batch(
+    causal_lm: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    uniforms: Float[Tensor, "sequence token"],
+    eos_token_id: int,
+) -> Int[Tensor, "sequence token"]:
+    device = causal_lm.device
+    longest = max(map(len, prompts))
+    # Padded on the left, so that every row's next token is predicted at the last position. Any id pads: it is masked.
+    tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=causal_lm.config)
+    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    drawn: list[Tensor] = []
+    for step in range(uniforms.shape[1]):
+        logits = causal_lm(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        token = draw_tokens(logits, uniforms[:, step].to(device))
+        # A finished row goes on repeating the end of text; what follows its first one is dropped.
+        token = torch.where(finished, eos_token_id, token)
+        drawn.append(token)
+        finished |= token == eos_token_id
+        if bool(finished.all()):
+            break
+        tokens, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+    return torch.stack(drawn, dim=1)

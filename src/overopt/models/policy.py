@@ -1,0 +1,167 @@
+"""A policy: a causal LM with its tokenizer; how one is initialised, loaded and described."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from overopt.models.checkpoint_format import (
+    POLICY_PREFIX,
+    ModelDescription,
+    read_model_checkpoint,
+    tokenizer_from_json,
+)
+from overopt.models.log_probs import response_log_probs
+
+
+@dataclass(frozen=True)
+class PythiaArchitecture:
+    """Shape of a fresh GPTNeoX (Pythia) model; the vocabulary comes from the tokenizer.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        num_layers: transformer blocks.
+        num_heads: attention heads; divides ``hidden_size``.
+        max_tokens: longest sequence, prompt and response together [tokens].
+    """
+
+    hidden_size: int = 96
+    num_layers: int = 3
+    num_heads: int = 4
+    max_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+
+    def config(self, tokenizer: PreTrainedTokenizerFast) -> GPTNeoXConfig:
+        """The Hugging Face configuration for this shape and that tokenizer's vocabulary."""
+        return GPTNeoXConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            intermediate_size=4 * self.hidden_size,
+            max_position_embeddings=self.max_tokens,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False,
+        )
+
+
+#: Sizes of the embedded default, named by their parameters at a vocabulary of 1,024.
+EMBEDDED_SIZES = {
+    "0.2M": PythiaArchitecture(hidden_size=64, num_layers=2, num_heads=4),
+    "0.5M": PythiaArchitecture(hidden_size=96, num_layers=3, num_heads=4),
+    "1.4M": PythiaArchitecture(hidden_size=144, num_layers=4, num_heads=6),
+}
+
+
+class Policy(nn.Module):
+    """A causal LM that answers with the log-probabilities of responses.
+
+    The forward pass is the only way in: under sharding, the backbone and the output head may be used
+    inside the root's forward only.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.tokenizer = tokenizer
+
+    def forward(
+        self, input_ids: Int[Tensor, "sequence token"], response_mask: Bool[Tensor, "sequence token"]
+    ) -> Float[Tensor, "sequence token"]:
+        """Response log-probabilities [nats]; see :func:`response_log_probs`."""
+        return response_log_probs(self.causal_lm, input_ids, response_mask)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, each counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def describe(self) -> ModelDescription:
+        """What a checkpoint must hold besides weights so that it can be opened alone."""
+        return ModelDescription.of(self.causal_lm.config, self.tokenizer)
+
+
+def model_name(config: PretrainedConfig, num_parameters: int) -> str:
+    """Short name of a model for tables and figures.
+
+    >>> model_name(GPTNeoXConfig(), 530_000)
+    'gpt_neox-0.5M'
+    """
+    scale, unit = (1e9, "B") if num_parameters >= 1e9 else (1e6, "M")
+    return f"{config.model_type}-{num_parameters / scale:.1f}{unit}"
+
+
+def new_policy(architecture: PythiaArchitecture, tokenizer: PreTrainedTokenizerFast) -> Policy:
+    """A policy with random weights, drawn from torch's global generator."""
+    return Policy(AutoModelForCausalLM.from_config(architecture.config(tokenizer)), tokenizer)
+
+
+def load_policy(location: str | Path) -> Policy:
+    """Open a policy in float32, dropout off.
+
+    Args:
+        location: a checkpoint of this project (a ``.ckpt`` file), a Hugging Face folder, or a hub name.
+
+    Raises:
+        ValueError: nothing there, a checkpoint that can't be read, or one that holds no policy.
+    """
+    path = Path(location)
+    if path.is_file():
+        checkpoint = read_model_checkpoint(path, POLICY_PREFIX)
+        causal_lm = AutoModelForCausalLM.from_config(_without_dropout(checkpoint.description.config()))
+        causal_lm.load_state_dict(checkpoint.weights)
+        return Policy(causal_lm, checkpoint.description.tokenizer())
+    if path.suffix == ".ckpt" or path.is_absolute() or str(location).startswith("."):
+        if not (path / "config.json").is_file():
+            raise ValueError(f"no policy at {location}: expected a .ckpt file or a folder with config.json")
+    try:
+        config = _without_dropout(AutoConfig.from_pretrained(location))
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        causal_lm = AutoModelForCausalLM.from_pretrained(location, config=config, dtype="float32")
+    except OSError as error:
+        raise ValueError(
+            f"no policy {str(location)!r} as a file, a folder or in reach of the hub; "
+            "give a .ckpt file or a folder with config.json, weights and tokenizer"
+        ) from error
+    return Policy(causal_lm, tokenizer)
+
+
+def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a policy, without opening its weights where that can be avoided.
+
+    Args:
+        location: as in :func:`load_policy`, or a ``tokenizer.json`` that this project wrote.
+
+    Raises:
+        ValueError: nothing there.
+    """
+    path = Path(location)
+    if path.is_file() and path.suffix == ".json":
+        return tokenizer_from_json(path.read_text(encoding="utf-8"))
+    if path.is_file():
+        return read_model_checkpoint(path).description.tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer at {location}: expected a .ckpt file, a tokenizer.json or a folder") from error
+
+
+def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
+    for name, value in config.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
