@@ -1,7 +1,7 @@
 """Optimiser steps out of tokenised examples: seeded order, equal ranks, resumable inside an epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -75,22 +75,31 @@ class StepLoader:
         mine = examples[self._rank :: self._world_size]
         per_rank = -(-len(examples) // self._world_size)
         num_micro_batches = -(-per_rank // self._micro_batch_size)
-        shares = [
-            mine[i * self._micro_batch_size : (i + 1) * self._micro_batch_size] for i in range(num_micro_batches)
-        ]
+        shares = [mine[i * self._micro_batch_size : (i + 1) * self._micro_batch_size] for i in range(num_micro_batches)]
         return StepBatch(
             tuple(self._collate(share or examples[:1]) for share in shares),
             tuple(1.0 if share else 0.0 for share in shares),
             len(examples),
         )
 
+    @property
+    def sampler(self) -> Self:
+        """Lightning tells a loader's ``sampler`` which epoch begins."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is used."""
+        self._epoch = epoch
+
     def state_dict(self) -> dict[str, Any]:
         """Where in which epoch the loader stands."""
         return {"epoch": self._epoch, "next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`."""
+        """Go on from a :meth:`state_dict`; from the end of an epoch, with the next one."""
         self._epoch, self._next_step = state["epoch"], state["next_step"]
+        if self._next_step >= len(self):
+            self._epoch, self._next_step = self._epoch + 1, 0
 
 
 class EvaluationLoader:

@@ -1,8 +1,10 @@
 """A policy: a causal LM with its tokenizer; how one is initialised, loaded and described."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import (
@@ -15,11 +17,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from overopt.models.checkpoint_format import (
+from overopt.checkpoints.format import (
     POLICY_PREFIX,
     ModelDescription,
     read_model_checkpoint,
-    tokenizer_from_json,
 )
 from overopt.models.log_probs import response_log_probs
 
@@ -140,24 +141,13 @@ def load_policy(location: str | Path) -> Policy:
     return Policy(causal_lm, tokenizer)
 
 
-def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a policy, without opening its weights where that can be avoided.
-
-    Args:
-        location: as in :func:`load_policy`, or a ``tokenizer.json`` that this project wrote.
-
-    Raises:
-        ValueError: nothing there.
-    """
-    path = Path(location)
-    if path.is_file() and path.suffix == ".json":
-        return tokenizer_from_json(path.read_text(encoding="utf-8"))
-    if path.is_file():
-        return read_model_checkpoint(path).description.tokenizer()
-    try:
-        return AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer at {location}: expected a .ckpt file, a tokenizer.json or a folder") from error
+def weights_hash(policy: Policy) -> str:
+    """Hash of all weights and the configuration: equal for equal functions of token ids."""
+    digest = hashlib.sha256(policy.causal_lm.config.to_json_string().encode())
+    for name, weight in sorted(policy.causal_lm.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from overopt.models.checkpoint_format import REWARD_PREFIX, ModelDescription, read_model_checkpoint
+from overopt.checkpoints.format import REWARD_PREFIX, ModelDescription, read_model_checkpoint
 from overopt.models.policy import Policy
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+
+from overopt.checkpoints.tokenizer import tokenizer_from_json, tokenizer_to_json
 
 #: Where the modules keep their parts in a Lightning checkpoint's state_dict.
 POLICY_PREFIX = "policy.causal_lm."
@@ -71,9 +72,7 @@ class ModelCheckpoint:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def write_description(
-    checkpoint: dict[str, Any], description: ModelDescription, training: dict[str, Any]
-) -> None:
+def write_description(checkpoint: dict[str, Any], description: ModelDescription, training: dict[str, Any]) -> None:
     """Add a model's description to a Lightning checkpoint that is about to be written."""
     checkpoint[_ENTRY] = {"model": asdict(description), "training": training}
 
@@ -114,34 +113,27 @@ def read_model_checkpoint(path: Path, prefix: str = "") -> ModelCheckpoint:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     weights = {
-        name.removeprefix(prefix): weight
-        for name, weight in content["state_dict"].items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): weight for name, weight in content["state_dict"].items() if name.startswith(prefix)
     }
     if not weights:
         parts = sorted({name.split(".")[0] for name in content["state_dict"]})
         raise ValueError(f"{path} holds {', '.join(parts)}; expected {prefix.split('.')[0]}")
-    return ModelCheckpoint(
-        description, weights, read_training(content), content.get("datamodule_hyper_parameters", {})
-    )
+    return ModelCheckpoint(description, weights, read_training(content), content.get("datamodule_hyper_parameters", {}))
 
 
-def tokenizer_to_json(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A fast tokenizer as one JSON text."""
-    return json.dumps(
-        {
-            "tokenizer": json.loads(tokenizer.backend_tokenizer.to_str()),
-            "eos_token": tokenizer.eos_token,
-            "pad_token": tokenizer.pad_token,
-        }
-    )
+def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a policy, without building its model.
 
+    Args:
+        location: a checkpoint of this project, a Hugging Face folder, or a hub name.
 
-def tokenizer_from_json(text: str) -> PreTrainedTokenizerFast:
-    """Undo :func:`tokenizer_to_json`."""
-    values = json.loads(text)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(values["tokenizer"])),
-        eos_token=values["eos_token"],
-        pad_token=values["pad_token"],
-    )
+    Raises:
+        ValueError: nothing there.
+    """
+    path = Path(location)
+    if path.is_file():
+        return read_model_checkpoint(path).description.tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no tokenizer at {location}: expected a .ckpt file or a folder with a tokenizer") from error

@@ -1,0 +1,44 @@
+"""Writing a checkpoint so that a full disk or a kill costs no earlier one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside and renames: a checkpoint is whole or absent, and the one before it stays."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            ValueError: it could not be written, as on a full disk; nothing half-written is left.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, target)
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as a RuntimeError of its zip writer.
+            unfinished.unlink(missing_ok=True)
+            raise ValueError(
+                f"checkpoint {target} could not be written ({_reason(error)}); earlier checkpoints are "
+                "untouched: make room or choose another folder, then resume"
+            ) from error
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0]

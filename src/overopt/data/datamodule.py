@@ -1,0 +1,285 @@
+"""The DataModule that SFT, reward modelling and alignment share."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lightning import LightningDataModule
+from transformers import PreTrainedTokenizerFast
+
+from overopt.checkpoints.format import load_tokenizer
+from overopt.data.schema import Demonstration, PreferenceBatch, PreferenceExample, TokenBatch
+from overopt.data.sources import make_source
+from overopt.data.sources.base import SourceRead
+from overopt.data.splits import Part, SplitFractions, fingerprint, post_position
+from overopt.data.step_loader import EvaluationLoader, StepLoader
+from overopt.data.tokenization import (
+    TokenizationCounts,
+    TokenizedDemonstration,
+    TokenizedPreference,
+    collate_demonstrations,
+    collate_preferences,
+    padding_id,
+    tokenize_demonstrations,
+    tokenize_preferences,
+    train_bpe,
+)
+
+ExampleT = TypeVar("ExampleT", Demonstration, PreferenceExample)
+TokenizedT = TypeVar("TokenizedT", TokenizedDemonstration, TokenizedPreference)
+
+
+class TokenizedSet(Generic[ExampleT, TokenizedT]):
+    """Examples of one split as text and as token ids, in one order.
+
+    Attributes:
+        examples: as the source gave them.
+        tokenized: the same as token ids.
+        counts: what tokenising cut.
+        reference_log_probs: of pairs, once a reference has been attached [nats].
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[ExampleT],
+        tokenized: Sequence[TokenizedT],
+        counts: TokenizationCounts,
+        padding: int,
+    ) -> None:
+        self.examples = examples
+        self.tokenized = tokenized
+        self.counts = counts
+        self.reference_log_probs: Float[np.ndarray, "pair 2"] | None = None
+        self._padding = padding
+
+    def __len__(self) -> int:
+        return len(self.tokenized)
+
+    def collate(self, indices: Sequence[int]) -> TokenBatch | PreferenceBatch:
+        """The examples at these places as one padded batch."""
+        rows = [self.tokenized[i] for i in indices]
+        if not isinstance(rows[0], TokenizedPreference):
+            return collate_demonstrations(rows, self._padding)
+        if self.reference_log_probs is None:
+            return collate_preferences(rows, self._padding)
+        # Chosen responses first, then rejected ones, as the batch has them.
+        return collate_preferences(
+            rows, self._padding, torch.from_numpy(self.reference_log_probs[list(indices)].T.reshape(-1))
+        )
+
+    def batches(self, batch_size: int) -> Iterator[TokenBatch | PreferenceBatch]:
+        """All examples in their order."""
+        return iter(EvaluationLoader(len(self), self.collate, batch_size=batch_size))
+
+    @property
+    def tokens_hash(self) -> str:
+        """Hash of ids and token ids in order: what log-probabilities of the set depend on."""
+        digest = hashlib.sha256()
+        for example_id, *token_ids in self.tokenized:
+            digest.update(example_id.encode())
+            for ids in token_ids:
+                digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        return digest.hexdigest()
+
+
+class PreferenceDataModule(LightningDataModule):
+    """Prompts with responses, or with labelled pairs of them, from any source; split by post.
+
+    Args:
+        source: ``docstrings`` (the embedded default), ``tldr_openai`` or ``jsonl``.
+        path: file or folder of the source; the embedded default needs none.
+        examples: ``demonstrations`` (SFT) or ``preferences`` (reward modelling, alignment); on the command
+            line the model decides.
+        part: which posts are trained on: ``train``, or ``gold``, which is kept for the gold reward model.
+        tokenizer: a policy (checkpoint, Hugging Face folder or hub name) whose tokenizer is used.
+            By default a byte-level BPE is trained on the training texts; on
+            the command line a model that starts from a policy brings that policy's.
+        vocab_size: of a tokenizer trained here.
+        max_prompt_tokens: longer prompts have their post cut.
+        max_response_tokens: longer responses are cut; the end of text counts.
+        batch_size: examples per optimiser step, over all processes.
+        micro_batch_size: examples per forward pass of a process; all of its share by default.
+        evaluation_batch_size: examples per forward pass without gradients.
+        max_examples: train on so many at most, chosen by the hash of their posts; all by default.
+        evaluation_fraction: share of posts held out; the source's own by default.
+        gold_fraction: share of posts kept for the gold reward model; the source's own by default.
+        seed: fixes the order of training examples.
+        cache_dir: what was read, tokenizers trained here and reference log-probabilities are kept here.
+    """
+
+    def __init__(
+        self,
+        source: str = "docstrings",
+        path: str | None = None,
+        examples: Literal["demonstrations", "preferences"] = "demonstrations",
+        part: Literal["train", "gold"] = "train",
+        tokenizer: str | None = None,
+        vocab_size: int = 1024,
+        max_prompt_tokens: int = 56,
+        max_response_tokens: int = 24,
+        batch_size: int = 64,
+        micro_batch_size: int | None = None,
+        evaluation_batch_size: int = 128,
+        max_examples: int | None = None,
+        evaluation_fraction: float | None = None,
+        gold_fraction: float | None = None,
+        seed: int = 0,
+        cache_dir: str = "outputs/cache",
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or evaluation_batch_size < 1 or (max_examples is not None and max_examples < 1):
+            raise ValueError(
+                "batch sizes and max_examples must be at least 1, got "
+                f"{batch_size=}, {evaluation_batch_size=}, {max_examples=}"
+            )
+        self.save_hyperparameters()
+        self.source = make_source(source, None if path is None else Path(path), Path(cache_dir))
+        own = self.source.split_fractions
+        self.fractions = SplitFractions(
+            evaluation=own.evaluation if evaluation_fraction is None else evaluation_fraction,
+            gold=own.gold if gold_fraction is None else gold_fraction,
+        )
+        self.evaluation_batch_size = evaluation_batch_size
+        self.max_tokens = max_prompt_tokens + max_response_tokens
+        self.reference_cache_dir = Path(cache_dir) / "reference_log_probs"
+        self._read: SourceRead | None = None
+
+    def prepare_data(self) -> None:
+        """Read the source and train the tokenizer on one process, so that the others find them."""
+        self.setup("fit")
+
+    def setup(self, stage: str) -> None:
+        """Read, split and tokenise; idempotent.
+
+        Raises:
+            ValueError: no examples of the wanted kind in a split, or what the source or tokeniser refuse.
+        """
+        if self._read is not None:
+            return
+        read = self.source.read()
+        kind, part = self.hparams.examples, self.hparams.part
+        examples = getattr(read, kind)
+        if not examples:
+            raise ValueError(_no_examples(self.source.name, kind))
+        training, held_out = self._limited(self.part_of(examples, part)), self.part_of(examples, "evaluation")
+        if not training:
+            raise ValueError(
+                f"none of the {len(examples)} {kind} of source {self.source.name} falls into part {part!r} "
+                f"({self.split_statement}): more data, or other fractions"
+            )
+        self.tokenizer = self._make_tokenizer(training)
+        self.fingerprint = fingerprint([*training, *held_out])
+        tokenize = self.tokenize_demonstrations if kind == "demonstrations" else self.tokenize_preferences
+        self.train_set, self.evaluation_set = tokenize(training), tokenize(held_out)
+        self._read = read
+
+    @property
+    def read(self) -> SourceRead:
+        """Everything the source held."""
+        if self._read is None:
+            self.setup("fit")
+        assert self._read is not None
+        return self._read
+
+    @property
+    def split_statement(self) -> str:
+        """How posts were split, for the run's record."""
+        f = self.fractions
+        return (
+            f"by post, SHA-256 of the post id: evaluation {f.evaluation:g}, gold {f.gold:g}, train {f.train:g}; "
+            f"trained on {self.hparams.part}"
+        )
+
+    def held_out_demonstrations(self) -> "TokenizedSet[Demonstration, TokenizedDemonstration]":
+        """Prompts of the evaluation part with the responses people wrote, whatever this module trains on."""
+        return self.tokenize_demonstrations(self.part_of(self.read.demonstrations, "evaluation"))
+
+    def held_out_preferences(self) -> "TokenizedSet[PreferenceExample, TokenizedPreference]":
+        """Labelled pairs of the evaluation part, whatever this module trains on."""
+        return self.tokenize_preferences(self.part_of(self.read.preferences, "evaluation"))
+
+    def tokenize_demonstrations(
+        self, examples: Sequence[Demonstration]
+    ) -> "TokenizedSet[Demonstration, TokenizedDemonstration]":
+        """Demonstrations under this module's tokenizer and limits."""
+        tokenized, counts = tokenize_demonstrations(examples, self.tokenizer, **self._limits)
+        return TokenizedSet(examples, tokenized, counts, padding_id(self.tokenizer))
+
+    def tokenize_preferences(
+        self, examples: Sequence[PreferenceExample]
+    ) -> "TokenizedSet[PreferenceExample, TokenizedPreference]":
+        """Pairs under this module's tokenizer and limits."""
+        tokenized, counts = tokenize_preferences(examples, self.tokenizer, **self._limits)
+        return TokenizedSet(examples, tokenized, counts, padding_id(self.tokenizer))
+
+    def train_dataloader(self) -> StepLoader:
+        """Optimiser steps of this process."""
+        rank, world_size = self._place()
+        return StepLoader(
+            len(self.train_set),
+            self.train_set.collate,
+            batch_size=self.hparams.batch_size,
+            micro_batch_size=self.hparams.micro_batch_size,
+            seed=self.hparams.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Held-out examples, each on exactly one process."""
+        rank, world_size = self._place()
+        return EvaluationLoader(
+            len(self.evaluation_set),
+            self.evaluation_set.collate,
+            batch_size=self.evaluation_batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    test_dataloader = val_dataloader
+    predict_dataloader = val_dataloader
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _limited(self, examples: list[ExampleT]) -> list[ExampleT]:
+        limit = self.hparams.max_examples
+        if limit is None or len(examples) <= limit:
+            return examples
+        kept = sorted(examples, key=lambda e: (post_position("limit " + e.post_id), e.example_id))[:limit]
+        chosen = {e.example_id for e in kept}
+        return [e for e in examples if e.example_id in chosen]
+
+    @property
+    def _limits(self) -> dict[str, int]:
+        return {
+            "max_prompt_tokens": self.hparams.max_prompt_tokens,
+            "max_response_tokens": self.hparams.max_response_tokens,
+        }
+
+    def part_of(self, examples: Sequence[ExampleT], part: Part) -> list[ExampleT]:
+        """The examples whose posts belong to a part."""
+        return [example for example in examples if self.fractions.part_of(example.post_id) == part]
+
+    def _make_tokenizer(self, training: Sequence[Demonstration | PreferenceExample]) -> PreTrainedTokenizerFast:
+        if self.hparams.tokenizer is not None:
+            return load_tokenizer(self.hparams.tokenizer)
+        # Deterministic and a matter of seconds: each process trains its own rather than passing files.
+        return train_bpe((part for e in training for part in (e.prompt.text, *_responses(e))), self.hparams.vocab_size)
+
+
+def _responses(example: Demonstration | PreferenceExample) -> tuple[str, ...]:
+    return (example.response,) if isinstance(example, Demonstration) else (example.chosen, example.rejected)
+
+
+def _no_examples(source: str, kind: str) -> str:
+    if source == "docstrings" and kind == "preferences":
+        return (
+            "the docstrings hold no preferences: make pairs with `overopt sample-pairs` and `overopt label-pairs` "
+            "and give their folder with source jsonl, or run `overopt quickstart`"
+        )
+    return f"source {source} holds no {kind}"

@@ -1,0 +1,160 @@
+"""Checkpoint -> every metric of the contract: KL, win rate, gold reward, length, implicit rewards, loss."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.evaluation.judges.protocol import Judge
+from overopt.evaluation.records import Comparison, Completion
+from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, sample_completions
+from overopt.evaluation.win_rate import win_rate
+from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
+from overopt.metrics.kl import ForwardKL
+from overopt.metrics.length import LengthRegression, ResponseLength
+from overopt.models.policy import Policy
+from overopt.modules.direct_alignment import (
+    AlignmentObjective,
+    PairScores,
+    attach_reference_log_probs,
+    response_totals,
+)
+
+
+class CheckpointEvaluation(NamedTuple):
+    """What one checkpoint gave.
+
+    Attributes:
+        metrics: by the contract's names, ``eval/...``; a metric that could not be had is absent.
+        completions: one a prompt, judged.
+    """
+
+    metrics: dict[str, float]
+    completions: list[Completion]
+
+
+class Evaluator:
+    """Evaluates checkpoints of one reference on the same prompts, pairs and draws.
+
+    Args:
+        data: set up with the preferences that the policies train on; its evaluation part is measured on.
+        reference: the frozen policy.
+        judge: compares samples with the dataset's responses; without one there is no win rate.
+        num_prompts: held-out prompts, one a post.
+        opponent: ``human`` or ``preferred``; see :func:`overopt.evaluation.sampling.evaluation_prompts`.
+        seed: fixes the draws; the same for all checkpoints, which therefore share their noise.
+        batch_size: prompts at a time.
+    """
+
+    def __init__(
+        self,
+        data: PreferenceDataModule,
+        reference: Policy,
+        judge: Judge | None,
+        *,
+        num_prompts: int = 256,
+        opponent: str = "human",
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> None:
+        self.data = data
+        self.reference = reference.eval()
+        self.judge = judge
+        self.prompts: list[EvaluationPrompt] = evaluation_prompts(data, num_prompts, opponent)
+        self._seed = seed
+        self._batch_size = batch_size
+        attach_reference_log_probs(reference, data)
+
+    def evaluate(
+        self, policy: Policy, alignment: AlignmentObjective, on_batch: Callable[[int], None] | None = None
+    ) -> CheckpointEvaluation:
+        """All metrics of one policy.
+
+        Args:
+            policy: the checkpoint's policy, or the reference itself for its own row.
+            alignment: what it was trained by, for its held-out loss.
+            on_batch: told after each sampled batch how many prompts it had.
+        """
+        policy.eval()
+        sampled = sample_completions(
+            policy,
+            self.reference,
+            self.prompts,
+            max_response_tokens=self.data.hparams.max_response_tokens,
+            seed=self._seed,
+            batch_size=self._batch_size,
+            on_batch=on_batch,
+        )
+        completions, judged = self._judged(sampled.completions)
+        metrics = {
+            "eval/kl_nats": float(sampled.kl.k1.mean),
+            "eval/kl_se": float(sampled.kl.k1.standard_error),
+            "eval/kl_k3_nats": float(sampled.kl.k3.mean),
+            **judged,
+            **_length_metrics(completions),
+            **self._pair_metrics(policy, alignment),
+        }
+        return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
+
+    def _judged(self, completions: list[Completion]) -> tuple[list[Completion], dict[str, float]]:
+        if self.judge is None:
+            return completions, {}
+        verdicts = self.judge.judge(
+            [Comparison(c.prompt_id, c.prompt, sample=c.response, opponent=c.opponent) for c in completions]
+        )
+        judged = [
+            replace(c, win_probability=v.win_probability, verdict=v.kind, gold_reward=v.sample_reward)
+            for c, v in zip(completions, verdicts, strict=True)
+        ]
+        rate = win_rate(verdicts)
+        metrics = {
+            "eval/win_rate": rate.win_rate,
+            "eval/win_rate_se": rate.standard_error,
+            "eval/tie_share": rate.tie_share,
+            "eval/unreadable_share": rate.unreadable_share,
+        }
+        rewards = [v.sample_reward for v in verdicts if v.sample_reward is not None]
+        if rewards:
+            metrics["eval/gold_reward"] = float(np.mean(rewards))
+        return judged, metrics
+
+    def _pair_metrics(self, policy: Policy, alignment: AlignmentObjective) -> dict[str, float]:
+        pairs = self.data.evaluation_set
+        if not len(pairs):
+            return {}
+        totals = response_totals(policy, pairs, self.data.evaluation_batch_size)
+        log_ratios = torch.from_numpy(totals - pairs.reference_log_probs)
+        lengths = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs.tokenized])
+        chosen, rejected = log_ratios.unbind(dim=1)
+        accuracy, forward_kl = ImplicitRewardAccuracy(), ForwardKL()
+        accuracy.update(chosen, rejected)
+        forward_kl.update(chosen)
+        ranked, forward = accuracy.compute(), forward_kl.compute()
+        losses = alignment.pair_losses(PairScores(chosen, rejected, lengths[:, 0] - lengths[:, 1]))
+        return {
+            "eval/loss": float(losses.double().mean()),
+            "eval/implicit_reward_accuracy": float(ranked.accuracy),
+            "eval/chosen_log_ratio": float(ranked.chosen_log_ratio),
+            "eval/rejected_log_ratio": float(ranked.rejected_log_ratio),
+            "eval/forward_kl_nats": float(forward.mean),
+            "eval/forward_kl_se": float(forward.standard_error),
+        }
+
+
+def _length_metrics(completions: list[Completion]) -> dict[str, float]:
+    lengths = torch.tensor([c.response_tokens for c in completions])
+    log_ratios = torch.tensor([c.policy_log_prob - c.reference_log_prob for c in completions], dtype=torch.float64)
+    length, regression = ResponseLength(), LengthRegression()
+    length.update(lengths, torch.tensor([not c.finished for c in completions]))
+    regression.update(log_ratios, lengths)
+    estimate, fit = length.compute(), regression.compute()
+    return {
+        "eval/response_tokens": float(estimate.response_tokens),
+        "eval/unfinished_share": float(estimate.unfinished_share),
+        "eval/length_r2": float(fit.r2_centred),
+        "eval/length_r2_uncentred": float(fit.r2_uncentred),
+    }

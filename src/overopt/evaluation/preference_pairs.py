@@ -1,0 +1,202 @@
+"""Preferences as Sec. 2.1 has them: responses sampled from a policy, labelled by a gold reward model."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.splits import Part, post_position
+from overopt.data.tokenization import end_of_text_id
+from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.records import write_json_lines
+from overopt.models.generation import sample_responses
+from overopt.models.policy import Policy
+
+
+@dataclass(frozen=True)
+class SampledPair:
+    """Two responses of one policy to one prompt, and the response a person wrote, not yet labelled.
+
+    Attributes:
+        id: unique within its file.
+        post_id: the prompt's post, which splits go by.
+        prompt: prompt text as the policy saw it.
+        first: one sampled response.
+        second: another.
+        human: the dataset's response.
+    """
+
+    id: str
+    post_id: str
+    prompt: str
+    first: str
+    second: str
+    human: str
+
+
+def sample_pairs(
+    policy: Policy,
+    data: PreferenceDataModule,
+    parts: Sequence[Part],
+    *,
+    max_pairs: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[SampledPair]:
+    """Two samples for each prompt of the given parts of the posts.
+
+    Args:
+        policy: usually the SFT policy.
+        data: set up; its demonstrations give prompts.
+        parts: which posts: train, gold, evaluation.
+        max_pairs: so many prompts at most of each part, chosen by a hash of their posts.
+        seed: fixes the draws.
+        batch_size: prompts at a time.
+        on_batch: told after each batch how many samples it had.
+    """
+    chosen = [
+        example
+        for part in parts
+        for example in sorted(
+            data.part_of(data.read.demonstrations, part),
+            key=lambda d: (post_position("pairs " + d.post_id), d.example_id),
+        )[:max_pairs]
+    ]
+    tokenized = data.tokenize_demonstrations(chosen)
+    prompts = [row.prompt_ids.tolist() for row in tokenized.tokenized]
+    first, second = (
+        [
+            policy.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
+            for sample in sample_responses(
+                policy.causal_lm,
+                prompts,
+                eos_token_id=end_of_text_id(policy.tokenizer),
+                max_response_tokens=data.hparams.max_response_tokens,
+                seed=2 * seed + draw,
+                batch_size=batch_size,
+                on_batch=on_batch,
+            )
+        ]
+        for draw in (0, 1)
+    )
+    return [
+        SampledPair(
+            id=example.example_id,
+            post_id=example.post_id,
+            prompt=policy.tokenizer.decode(prompt, skip_special_tokens=True),
+            first=a,
+            second=b,
+            human=example.response,
+        )
+        for example, prompt, a, b in zip(chosen, prompts, first, second, strict=True)
+    ]
+
+
+class LabelledPairs(NamedTuple):
+    """Rows for a preference file, and what could not be labelled.
+
+    Attributes:
+        rows: prompt, chosen, rejected with ids; ``flipped`` where the draw went against the higher reward.
+        left_out: pairs without two different, non-empty responses, by reason.
+    """
+
+    rows: list[dict[str, object]]
+    left_out: Counter[str]
+
+
+def label_pairs(
+    pairs: Sequence[SampledPair],
+    by: Literal["gold", "human"],
+    judge: GoldRewardJudge | None = None,
+    *,
+    seed: int = 0,
+) -> LabelledPairs:
+    """Label pairs.
+
+    Args:
+        pairs: what :func:`sample_pairs` gave.
+        by: ``gold``: first against second sample, the label drawn with Eq. 1's probability under the gold
+            reward model; ``human``: the person's response is chosen over the first sample.
+        judge: the gold reward model, for ``gold``.
+        seed: fixes the draws of labels.
+
+    Raises:
+        ValueError: ``gold`` without a judge.
+    """
+    if by == "gold" and judge is None:
+        raise ValueError("labels by gold need a gold reward model: give --gold-model")
+    left_out: Counter[str] = Counter()
+    usable: list[tuple[SampledPair, str, str]] = []
+    for pair in pairs:
+        a, b = (pair.first, pair.second) if by == "gold" else (pair.human, pair.first)
+        if not a.strip() or not b.strip():
+            left_out["an empty response"] += 1
+        elif a.strip() == b.strip():
+            left_out["equal responses"] += 1
+        else:
+            usable.append((pair, a, b))
+    rows: list[dict[str, object]] = []
+    if by == "human":
+        rows = [_row(pair, chosen, rejected) for pair, chosen, rejected in usable]
+    elif usable:
+        assert judge is not None
+        prompts = [pair.prompt for pair, _, _ in usable]
+        first = judge.rewards(prompts, [a for _, a, _ in usable])
+        second = judge.rewards(prompts, [b for _, _, b in usable])
+        uniforms = np.random.default_rng(seed).random(len(usable))
+        first_wins = uniforms < 1 / (1 + np.exp(second - first))
+        for (pair, a, b), wins, reward_a, reward_b in zip(usable, first_wins, first, second, strict=True):
+            row = _row(pair, a, b) if wins else _row(pair, b, a)
+            row["chosen_gold_reward"], row["rejected_gold_reward"] = (
+                (reward_a, reward_b) if wins else (reward_b, reward_a)
+            )
+            row["flipped"] = bool(wins != (reward_a > reward_b))
+            rows.append(row)
+    return LabelledPairs(rows, left_out)
+
+
+def _row(pair: SampledPair, chosen: str, rejected: str) -> dict[str, object]:
+    return {
+        "id": pair.id,
+        "post_id": pair.post_id,
+        "prompt": pair.prompt,
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def write_sampled_pairs(path: Path, pairs: Sequence[SampledPair]) -> None:
+    """Keep sampled pairs as JSON Lines."""
+    write_json_lines(path, (asdict(pair) for pair in pairs))
+
+
+def read_sampled_pairs(path: Path) -> list[SampledPair]:
+    """Pairs that :func:`write_sampled_pairs` kept.
+
+    Raises:
+        ValueError: no such file, or a line that is no sampled pair.
+    """
+    if not path.is_file():
+        raise ValueError(f"no sampled pairs at {path}")
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            pairs.append(SampledPair(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: no sampled pair ({error})") from error
+    return pairs
+
+
+def write_preferences(folder: Path, labelled: LabelledPairs, pairs: Sequence[SampledPair]) -> None:
+    """Write a folder for source ``jsonl``: the labelled pairs, and the human responses to the same prompts."""
+    write_json_lines(folder / "pairs.jsonl", labelled.rows)
+    write_json_lines(
+        folder / "demonstrations.jsonl",
+        ({"id": p.id, "post_id": p.post_id, "prompt": p.prompt, "response": p.human} for p in pairs),
+    )

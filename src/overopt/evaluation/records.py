@@ -1,0 +1,112 @@
+"""What evaluation keeps on disk: one JSON line per completion, enough to re-analyse without a model."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A response sampled from a policy, with all that was measured on it.
+
+    Attributes:
+        prompt_id: example id of the prompt.
+        prompt: prompt text as the policy saw it.
+        response: sampled text.
+        token_ids: sampled tokens, the end of text included when it came.
+        finished: false where the length limit came first.
+        policy_log_prob: log pi(y|x), summed over tokens [nats].
+        reference_log_prob: log pi_ref(y|x) of the same tokens [nats].
+        k3: the k3 estimator of KL, summed over tokens [nats].
+        opponent: the dataset's response it was judged against.
+        win_probability: probability that the judge prefers the sample, ties counted as half; ``None``
+            where there was no judge or its verdict could not be read.
+        verdict: ``graded``, ``win``, ``loss``, ``tie``, ``unreadable`` or ``unjudged``.
+        gold_reward: the gold reward model's reward of the sample; ``None`` without one.
+    """
+
+    prompt_id: str
+    prompt: str
+    response: str
+    token_ids: list[int]
+    finished: bool
+    policy_log_prob: float
+    reference_log_prob: float
+    k3: float
+    opponent: str
+    win_probability: float | None = None
+    verdict: str = "unjudged"
+    gold_reward: float | None = None
+
+    @property
+    def response_tokens(self) -> int:
+        """Length of the response [tokens]."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two responses to one prompt, to be judged.
+
+    Attributes:
+        prompt_id: example id of the prompt.
+        prompt: prompt text.
+        sample: the policy's response.
+        opponent: the dataset's response.
+    """
+
+    prompt_id: str
+    prompt: str
+    sample: str
+    opponent: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judge's answer to a comparison.
+
+    Attributes:
+        kind: ``graded``, ``win``, ``loss``, ``tie`` or ``unreadable``.
+        win_probability: probability that the sample is preferred; a tie is one half; ``None`` when unreadable.
+        sample_reward: the judge's reward of the sample, where it has such a thing.
+    """
+
+    kind: str
+    win_probability: float | None
+    sample_reward: float | None = None
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    """Write rows as JSON Lines, beside and then renamed: the file is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with unfinished.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(unfinished, path)
+
+
+def write_completions(path: Path, completions: Iterable[Completion]) -> None:
+    """Keep completions as JSON Lines."""
+    write_json_lines(path, ({**asdict(c), "response_tokens": c.response_tokens} for c in completions))
+
+
+def read_completions(path: Path) -> list[Completion]:
+    """Completions that :func:`write_completions` kept.
+
+    Raises:
+        ValueError: no such file, or a line that is no completion.
+    """
+    if not path.is_file():
+        raise ValueError(f"no completions at {path}")
+    names = {field.name for field in fields(Completion)}
+    completions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            completions.append(Completion(**{name: row[name] for name in names}))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: no completion ({error})") from error
+    return completions

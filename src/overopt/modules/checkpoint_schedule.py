@@ -1,0 +1,85 @@
+"""Checkpoints by examples seen."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from overopt.modules.step import StepModule
+
+
+class CheckpointSchedule(Checkpoint):
+    """Saves after given numbers of examples, so that the batch size does not move the checkpoints.
+
+    Files are named ``examples-00003072.ckpt`` after what had been seen; ``last.ckpt`` is the newest of them
+    as a hard link, for a resume.
+
+    Args:
+        folder: where checkpoints go.
+        examples: save once as many examples have been seen; the end of training is always added.
+        fractions: the same as shares of the whole run, used where ``examples`` is not given.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        examples: Sequence[int] | None = None,
+        fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    ) -> None:
+        super().__init__()
+        if examples is not None and any(number < 1 for number in examples):
+            raise ValueError(f"checkpoints come after at least one example, got examples={list(examples)}")
+        if any(not 0 < fraction <= 1 for fraction in fractions):
+            raise ValueError(f"fractions of the run lie in (0, 1], got fractions={list(fractions)}")
+        self.folder = Path(folder)
+        self._examples = examples
+        self._fractions = fractions
+        self._due: list[int] = []
+
+    @property
+    def paths(self) -> list[Path]:
+        """Checkpoints in the folder, in order of examples seen."""
+        return checkpoint_paths(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan: what is due, less what a resumed run has passed."""
+        assert isinstance(pl_module, StepModule)
+        total = total_examples(trainer)
+        wanted = self._examples or [round(fraction * total) for fraction in self._fractions]
+        self._due = sorted({n for n in wanted if pl_module.examples_seen < n < total})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when a number has been reached or passed, or the run is over."""
+        assert isinstance(pl_module, StepModule)
+        reached = bool(self._due) and pl_module.examples_seen >= self._due[0]
+        if reached:
+            self._due = [n for n in self._due if n > pl_module.examples_seen]
+        if reached or trainer.global_step >= int(trainer.estimated_stepping_batches):
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: Trainer, pl_module: StepModule) -> None:
+        path = self.folder / f"examples-{pl_module.examples_seen:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            link = self.folder / f".last.{os.getpid()}.tmp"
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            os.replace(link, self.folder / "last.ckpt")
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Checkpoints that a :class:`CheckpointSchedule` wrote, in order of examples seen."""
+    return sorted(folder.glob("examples-*.ckpt"))
+
+
+def total_examples(trainer: Trainer) -> int:
+    """Examples that the whole run will see, all epochs and ranks counted."""
+    loader = trainer.train_dataloader
+    steps = int(trainer.estimated_stepping_batches)
+    epochs, rest = divmod(steps, len(loader))
+    return int(epochs * loader.num_examples + rest * loader.batch_size)

@@ -1,0 +1,213 @@
+"""Direct alignment: a preference objective on the policy's own log-ratios (Eq. 4)."""
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from overopt.checkpoints.format import ModelDescription
+from overopt.data.datamodule import PreferenceDataModule, TokenizedSet
+from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
+from overopt.data.schema import PreferenceBatch
+from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
+from overopt.metrics.kl import ForwardKL
+from overopt.models.policy import Policy, load_policy, weights_hash
+from overopt.modules.optimizers import OptimizerSettings
+from overopt.modules.step import StepModule
+from overopt.objectives.preference import LABEL_SMOOTHINGS, preference_logit, preference_loss
+
+
+class PairScores(NamedTuple):
+    """What a policy thinks of labelled pairs.
+
+    Attributes:
+        chosen_log_ratios: log pi/pi_ref of each chosen response [nats].
+        rejected_log_ratios: the same of each rejected response [nats].
+        length_margin: length of the chosen minus the rejected response [tokens].
+    """
+
+    chosen_log_ratios: Float[Tensor, " pair"]
+    rejected_log_ratios: Float[Tensor, " pair"]
+    length_margin: Int[Tensor, " pair"]
+
+
+def score_pairs(policy: Policy, batch: PreferenceBatch) -> PairScores:
+    """Log-ratios of a batch's pairs, summed over response tokens (never a mean)."""
+    tokens = batch.tokens
+    log_probs = policy(tokens.input_ids, tokens.response_mask).sum(dim=1)
+    chosen, rejected = (log_probs - batch.reference_log_probs).chunk(2)
+    chosen_length, rejected_length = tokens.response_mask.sum(dim=1).chunk(2)
+    return PairScores(chosen, rejected, chosen_length - rejected_length)
+
+
+@dataclass(frozen=True)
+class AlignmentObjective:
+    """An objective with its settings, as :class:`DirectAlignmentModule` documents them.
+
+    Raises:
+        ValueError: an unknown objective, or a setting out of its range.
+    """
+
+    objective: str = "dpo"
+    beta: float = 0.1
+    length_penalty: float = 0.0
+    label_smoothing: float = 0.0
+    smoothing: Literal["conservative", "robust"] = "conservative"
+
+    def __post_init__(self) -> None:
+        none = torch.zeros(0)
+        self.pair_losses(PairScores(none, none, none.int()))  # refuses bad settings before any training
+
+    def pair_losses(self, scores: PairScores) -> Float[Tensor, " pair"]:
+        """The objective for each pair."""
+        smoothed = LABEL_SMOOTHINGS[self.smoothing]
+        loss = smoothed(preference_loss(self.objective), label_smoothing=self.label_smoothing)
+        logit = preference_logit(
+            scores.chosen_log_ratios - scores.rejected_log_ratios,
+            scores.length_margin,
+            beta=self.beta,
+            length_penalty=self.length_penalty,
+        )
+        return loss(logit, beta=self.beta)
+
+
+class DirectAlignmentModule(StepModule):
+    """Aligns a policy to preference pairs; the policy starts as its reference.
+
+    The reference's log-probabilities are computed once per reference and data set, kept on disk and shared
+    by all objectives, betas and seeds: no reference model is in memory while training.
+
+    Args:
+        reference: checkpoint, Hugging Face folder or hub name of the reference policy.
+        objective: a name in :data:`overopt.objectives.preference.PREFERENCE_LOSSES`.
+        beta: price of divergence from the reference, > 0 [reward / nat].
+        length_penalty: price of length, >= 0 [reward / token]; 0 is the published objective.
+        label_smoothing: share of labels taken to be flipped, in [0, 0.5).
+        smoothing: how ``label_smoothing`` enters: ``conservative`` (cDPO) or ``robust`` DPO.
+        optimizer: optimiser and schedule; the default is the paper's.
+    """
+
+    stage_name = "align"
+    examples_kind = "preferences"
+
+    def __init__(
+        self,
+        reference: str,
+        objective: str = "dpo",
+        beta: float = 0.1,
+        length_penalty: float = 0.0,
+        label_smoothing: float = 0.0,
+        smoothing: Literal["conservative", "robust"] = "conservative",
+        optimizer: OptimizerSettings = OptimizerSettings(),
+    ) -> None:
+        super().__init__(optimizer)
+        self.alignment = AlignmentObjective(objective, beta, length_penalty, label_smoothing, smoothing)
+        self.reference = reference
+        self.pair_loss = MeanMetric()
+        self.accuracy = ImplicitRewardAccuracy()
+        self.forward_kl = ForwardKL()
+
+    def configure_model(self) -> None:
+        """Open the reference, let it score all pairs, then train on from its weights."""
+        if hasattr(self, "policy"):
+            return
+        self.policy = load_policy(self.reference)
+        attach_reference_log_probs(self.policy.to(self.device), self.trainer.datamodule)
+
+    def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed objective, and what tells a healthy run from a broken one."""
+        scores = score_pairs(self.policy, micro_batch)
+        margin = scores.chosen_log_ratios - scores.rejected_log_ratios
+        return self.alignment.pair_losses(scores).sum(), {
+            "margin": margin.sum(),
+            "implicit_reward_accuracy": (margin > 0).float().sum(),
+            "chosen_log_ratio": scores.chosen_log_ratios.sum(),
+            "rejected_log_ratio": scores.rejected_log_ratios.sum(),
+        }
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Loss, implicit-reward accuracy and forward KL on held-out pairs."""
+        self._score(batch)
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what all held-out pairs gave together."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_scores("test")
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Implicit rewards, beta * log_ratio, of both responses of each held-out pair."""
+        scores, beta = score_pairs(self.policy, batch), self.alignment.beta
+        return [
+            {"chosen_implicit_reward": beta * c, "rejected_implicit_reward": beta * r}
+            for c, r in zip(scores.chosen_log_ratios.tolist(), scores.rejected_log_ratios.tolist(), strict=True)
+        ]
+
+    def describe_model(self) -> ModelDescription:
+        """Architecture and tokenizer of the policy."""
+        return self.policy.describe()
+
+    def describe_training(self) -> dict[str, Any]:
+        """What evaluation must know: the objective and the reference."""
+        return super().describe_training() | self.parameters_to_log()
+
+    def parameters_to_log(self) -> dict[str, Any]:
+        """What tells this run from others."""
+        return {**asdict(self.alignment), "reference": self.reference}
+
+    def _score(self, batch: PreferenceBatch) -> None:
+        scores = score_pairs(self.policy, batch)
+        self.pair_loss.update(self.alignment.pair_losses(scores))
+        self.accuracy.update(scores.chosen_log_ratios, scores.rejected_log_ratios)
+        self.forward_kl.update(scores.chosen_log_ratios)
+
+    def _log_scores(self, split: str) -> None:
+        accuracy = self.accuracy.compute()
+        self.log_dict(
+            {
+                f"{split}/loss": self.pair_loss.compute(),
+                f"{split}/implicit_reward_accuracy": accuracy.accuracy,
+                f"{split}/forward_kl_nats": self.forward_kl.compute().mean,
+            },
+            prog_bar=True,
+        )
+        for metric in (self.pair_loss, self.accuracy, self.forward_kl):
+            metric.reset()
+
+
+@torch.inference_mode()
+def response_totals(policy: Policy, pairs: TokenizedSet, batch_size: int) -> Float[np.ndarray, "pair 2"]:
+    """Log-probabilities of chosen and rejected responses under a policy [nats], summed over tokens, float32."""
+    device = next(policy.parameters()).device
+    totals = []
+    for batch in pairs.batches(batch_size):
+        tokens = batch.tokens
+        log_probs = policy(tokens.input_ids.to(device), tokens.response_mask.to(device)).sum(dim=1)
+        totals.append(torch.stack(log_probs.chunk(2), dim=1).cpu().numpy())
+    return np.concatenate(totals)
+
+
+def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule) -> None:
+    """Give the DataModule's pairs their reference log-probabilities, from its cache where they are known.
+
+    Args:
+        reference: the reference policy, in the precision that trains; only read.
+        data: holds preferences and has been set up.
+    """
+    weights = weights_hash(reference)
+    for pairs in (data.train_set, data.evaluation_set):
+        if len(pairs):
+            key = ReferenceKey(weights=weights, tokens=pairs.tokens_hash, dtype="float32")
+            compute = partial(response_totals, reference, pairs, data.evaluation_batch_size)
+            pairs.reference_log_probs = cached_reference_log_probs(data.reference_cache_dir, key, compute)

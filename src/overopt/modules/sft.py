@@ -1,0 +1,82 @@
+"""Supervised fine-tuning: maximum likelihood of the responses that people wrote (Sec. 2.1)."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from overopt.checkpoints.format import ModelDescription
+from overopt.data.schema import TokenBatch
+from overopt.models.policy import PythiaArchitecture, load_policy, new_policy
+from overopt.modules.optimizers import OptimizerSettings
+from overopt.modules.step import StepModule
+from overopt.objectives.likelihood import response_negative_log_likelihood
+
+
+class SFTModule(StepModule):
+    """Trains a policy on demonstrations; prompts are context, only responses are learned.
+
+    The loss is the responses' negative log-likelihood summed over tokens [nats / response].
+
+    Args:
+        policy: a Hugging Face folder or hub name, or a checkpoint, to start from; fresh weights by default.
+        architecture: shape of a fresh policy; its vocabulary and length limit are the DataModule's.
+        optimizer: optimiser and schedule; the default suits the embedded half-million-parameter policy.
+    """
+
+    stage_name = "sft"
+    examples_kind = "demonstrations"
+
+    def __init__(
+        self,
+        policy: str | None = None,
+        architecture: PythiaArchitecture = PythiaArchitecture(),
+        optimizer: OptimizerSettings = OptimizerSettings(
+            name="adamw", learning_rate=4e-3, warmup_steps=0.05, decay="cosine"
+        ),
+    ) -> None:
+        super().__init__(optimizer)
+        self.start = policy
+        self.architecture = architecture
+        self.nll_per_token = MeanMetric()
+
+    def configure_model(self) -> None:
+        """Make or open the policy; Lightning calls this before every entry point."""
+        if hasattr(self, "policy"):
+            return
+        if self.start is not None:
+            self.policy = load_policy(self.start)
+            return
+        data = self.trainer.datamodule
+        self.policy = new_policy(replace(self.architecture, max_tokens=data.max_tokens), data.tokenizer)
+
+    def loss_sum(self, micro_batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed negative log-likelihood [nats]."""
+        nll, tokens = self._likelihood(micro_batch)
+        return nll.sum(), {"response_tokens": tokens.float().sum()}
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Nats per response token, every token counted once."""
+        self._score(batch, "val")
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self._score(batch, "test")
+
+    def describe_model(self) -> ModelDescription:
+        """Architecture and tokenizer of the policy."""
+        return self.policy.describe()
+
+    def parameters_to_log(self) -> dict[str, Any]:
+        """Nothing beside what every stage logs: the objective is the likelihood."""
+        return {"objective": "nll"}
+
+    def _likelihood(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        log_probs = self.policy(batch.input_ids, batch.response_mask)
+        return response_negative_log_likelihood(log_probs, batch.response_mask)
+
+    def _score(self, batch: TokenBatch, split: str) -> None:
+        nll, tokens = self._likelihood(batch)
+        self.nll_per_token.update(nll / tokens, weight=tokens)
+        self.log(f"{split}/nll_per_token", self.nll_per_token, on_epoch=True, prog_bar=True)

@@ -1,0 +1,72 @@
+"""The tracker of a training run: Lightning's MLflow logger on the project's store, with its record."""
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import MLFlowLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from overopt.models.policy import model_name
+from overopt.modules.step import StepModule
+from overopt.tracking.provenance import provenance
+from overopt.tracking.runs import STAGE_TAG
+from overopt.tracking.store import EXPERIMENT, experiment_id, open_store, resolve_tracking_uri
+
+
+class MLflowTracker(MLFlowLogger):
+    """Lightning's MLflow logger with this project's defaults.
+
+    Args:
+        tracking_uri: any MLflow store; ``MLFLOW_TRACKING_URI``, or else SQLite in ``mlruns/``, by default.
+        experiment: name of the experiment.
+        run_name: what the UI shows; MLflow invents one by default.
+        run_id: go on with an existing run.
+
+    Raises:
+        ValueError: the store can't be reached.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        experiment: str = EXPERIMENT,
+        run_name: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        # Lightning builds loggers on every rank; a store is opened, and if need be made, by one.
+        if rank_zero_only.rank == 0:
+            experiment_id(open_store(tracking_uri, create=True), experiment)
+        super().__init__(
+            experiment_name=experiment,
+            run_name=run_name,
+            run_id=run_id,
+            tracking_uri=resolve_tracking_uri(tracking_uri),
+        )
+
+
+class RunRecord(Callback):
+    """Logs what tells one run from another: stage, objective, model, data, seed, code, versions."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write parameters and the stage tag, once a run."""
+        assert isinstance(pl_module, StepModule)
+        if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
+            return
+        trainer.logger.log_hyperparams(run_parameters(trainer, pl_module))
+        trainer.logger.experiment.set_tag(trainer.logger.run_id, STAGE_TAG, pl_module.stage_name)
+
+
+def run_parameters(trainer: Trainer, module: StepModule) -> dict[str, Any]:
+    """The parameters of a training run, as the contract between the parts names them."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    num_parameters = sum(parameter.numel() for parameter in module.parameters())
+    return {
+        **module.parameters_to_log(),
+        "model": model_name(module.describe_model().config(), num_parameters),
+        "num_parameters": num_parameters,
+        "data_fingerprint": data.fingerprint,
+        "examples_per_epoch": trainer.train_dataloader.num_examples,  # type: ignore[union-attr]
+        "split": data.split_statement,
+        **provenance(),
+    }

@@ -1,0 +1,93 @@
+"""Runs: one per trained policy, none left RUNNING."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+
+from overopt.tracking.provenance import provenance
+from overopt.tracking.store import EXPERIMENT, experiment_id
+
+STAGE_TAG = "overopt.stage"
+_PARENT_TAG = "mlflow.parentRunId"
+_NAME_TAG = "mlflow.runName"
+
+
+def start_run(
+    client: MlflowClient,
+    name: str,
+    stage: str,
+    *,
+    parent_run_id: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    experiment: str = EXPERIMENT,
+) -> str:
+    """Open a run and give its id.
+
+    Args:
+        client: of the store.
+        name: what the UI shows.
+        stage: sft, reward, align, rl, judge or study.
+        parent_run_id: the study it belongs to.
+        tags: more tags.
+        experiment: name of the experiment.
+    """
+    all_tags = {_NAME_TAG: name, STAGE_TAG: stage, **(tags or {})}
+    if parent_run_id is not None:
+        all_tags[_PARENT_TAG] = parent_run_id
+    run = client.create_run(experiment_id(client, experiment), tags=all_tags)
+    run_id: str = run.info.run_id
+    log_params(client, run_id, provenance())
+    return run_id
+
+
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    """Log parameters that the run does not have yet; MLflow refuses to change one."""
+    known = client.get_run(run_id).data.params
+    new = [Param(key, str(value)) for key, value in params.items() if key not in known]
+    for first in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[first : first + 100])
+
+
+def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], *, step: int) -> None:
+    """Log metrics at a step [examples seen]."""
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, float(value), 0, step) for name, value in metrics.items()],
+        synchronous=True,
+    )
+
+
+@contextmanager
+def finishing(client: MlflowClient, run_id: str) -> Iterator[str]:
+    """End a run as FINISHED, FAILED, or KILLED when the process was told to stop."""
+    status = "FAILED"
+    try:
+        client.update_run(run_id, status="RUNNING")
+        yield run_id
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
+
+
+def find_run(client: MlflowClient, tags: Mapping[str, str], *, experiment: str = EXPERIMENT) -> str | None:
+    """Id of the newest run that bears all the tags; ``None`` without one."""
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    runs = client.search_runs(
+        [experiment_id(client, experiment)],
+        filter_string=query,
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0].info.run_id if runs else None
+
+
+def log_artifact(client: MlflowClient, run_id: str, path: Path, folder: str) -> None:
+    """Copy a file into a run's artifacts."""
+    client.log_artifact(run_id, str(path), folder)
