@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from overopt.data.schema import Demonstration, PreferenceExample
+from overopt.data.splits import SplitFractions
 
 
 @dataclass(frozen=True)
@@ -15,19 +16,29 @@ class SourceRead:
         demonstrations: prompts with the response to imitate, in a stable order.
         preferences: labelled pairs, in a stable order.
         left_out: rows not taken, by reason.
+        irregular: rows taken although something about them is unusual, by what it is.
         rows: rows seen, those left out included.
     """
 
     demonstrations: list[Demonstration]
     preferences: list[PreferenceExample]
     left_out: Counter[str] = field(default_factory=Counter)
+    irregular: Counter[str] = field(default_factory=Counter)
     rows: int = 0
 
 
 class Source(Protocol):
     """Reads examples from one kind of data."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The source's name in configuration."""
+        ...
+
+    @property
+    def split_fractions(self) -> SplitFractions:
+        """How its posts are split unless the user says otherwise."""
+        ...
 
     def read(self) -> SourceRead:
         """All examples, or a ValueError that names the file and line at fault."""
