@@ -64,12 +64,13 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[StepBatch]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self.num_examples)
+        if self._next_step >= len(self):
+            self._next_step = 0
         while self._next_step < len(self):
             first = self._next_step * self.batch_size
             # Counted before it is handed out: a checkpoint written during the step resumes after it.
             self._next_step += 1
             yield self._step(order[first : first + self.batch_size].tolist())
-        self._epoch, self._next_step = self._epoch + 1, 0
 
     def _step(self, examples: list[int]) -> StepBatch:
         mine = examples[self._rank :: self._world_size]
@@ -92,14 +93,12 @@ class StepLoader:
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in which epoch the loader stands."""
-        return {"epoch": self._epoch, "next_step": self._next_step}
+        """Where in the epoch the loader stands; which epoch it is, the trainer knows."""
+        return {"next_step": self._next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict`; from the end of an epoch, with the next one."""
-        self._epoch, self._next_step = state["epoch"], state["next_step"]
-        if self._next_step >= len(self):
-            self._epoch, self._next_step = self._epoch + 1, 0
+        """Go on from a :meth:`state_dict`."""
+        self._next_step = state["next_step"]
 
 
 class EvaluationLoader:

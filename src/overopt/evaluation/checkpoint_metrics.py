@@ -65,8 +65,10 @@ class Evaluator:
         self.reference = reference.eval()
         self.judge = judge
         self.prompts: list[EvaluationPrompt] = evaluation_prompts(data, num_prompts, opponent)
+        self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
         self._seed = seed
         self._batch_size = batch_size
+        self._reference_samples: tuple[list[Completion], dict[str, float]] | None = None
         attach_reference_log_probs(reference, data)
 
     def evaluate(
@@ -80,6 +82,19 @@ class Evaluator:
             on_batch: told after each sampled batch how many prompts it had.
         """
         policy.eval()
+        if policy is not self.reference:
+            completions, metrics = self._sample_metrics(policy, on_batch)
+        else:
+            # Every run has the reference as its first row; its samples do not depend on the run.
+            if self._reference_samples is None:
+                self._reference_samples = self._sample_metrics(policy, on_batch)
+            completions, metrics = self._reference_samples
+        metrics = {**metrics, **self._pair_metrics(policy, alignment)}
+        return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
+
+    def _sample_metrics(
+        self, policy: Policy, on_batch: Callable[[int], None] | None
+    ) -> tuple[list[Completion], dict[str, float]]:
         sampled = sample_completions(
             policy,
             self.reference,
@@ -90,15 +105,13 @@ class Evaluator:
             on_batch=on_batch,
         )
         completions, judged = self._judged(sampled.completions)
-        metrics = {
+        return completions, {
             "eval/kl_nats": float(sampled.kl.k1.mean),
             "eval/kl_se": float(sampled.kl.k1.standard_error),
             "eval/kl_k3_nats": float(sampled.kl.k3.mean),
             **judged,
             **_length_metrics(completions),
-            **self._pair_metrics(policy, alignment),
         }
-        return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
 
     def _judged(self, completions: list[Completion]) -> tuple[list[Completion], dict[str, float]]:
         if self.judge is None:

@@ -47,7 +47,7 @@ def sample_pairs(
     max_pairs: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> list[SampledPair]:
     """Two samples for each prompt of the given parts of the posts.
 
@@ -58,7 +58,7 @@ def sample_pairs(
         max_pairs: so many prompts at most of each part, chosen by a hash of their posts.
         seed: fixes the draws.
         batch_size: prompts at a time.
-        on_batch: told after each batch how many samples it had.
+        on_batch: told after each batch how many samples it had, and how many there will be.
     """
     chosen = [
         example
@@ -80,7 +80,7 @@ def sample_pairs(
                 max_response_tokens=data.hparams.max_response_tokens,
                 seed=2 * seed + draw,
                 batch_size=batch_size,
-                on_batch=on_batch,
+                on_batch=None if on_batch is None else lambda n: on_batch(n, 2 * len(prompts)),
             )
         ]
         for draw in (0, 1)
@@ -198,5 +198,5 @@ def write_preferences(folder: Path, labelled: LabelledPairs, pairs: Sequence[Sam
     write_json_lines(folder / "pairs.jsonl", labelled.rows)
     write_json_lines(
         folder / "demonstrations.jsonl",
-        ({"id": p.id, "post_id": p.post_id, "prompt": p.prompt, "response": p.human} for p in pairs),
+        ({"id": f"{p.id} human", "post_id": p.post_id, "prompt": p.prompt, "response": p.human} for p in pairs),
     )

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: maximum likelihood of the responses that people wrote (Sec. 2.1)."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import Tensor
@@ -69,8 +69,8 @@ class SFTModule(StepModule):
         return self.policy.describe()
 
     def parameters_to_log(self) -> dict[str, Any]:
-        """Nothing beside what every stage logs: the objective is the likelihood."""
-        return {"objective": "nll"}
+        """What tells this run from others."""
+        return {"objective": "nll", "policy": self.start, **asdict(self.architecture)}
 
     def _likelihood(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         log_probs = self.policy(batch.input_ids, batch.response_mask)

@@ -48,7 +48,12 @@ class StepModule(LightningModule):
 
     def describe_training(self) -> dict[str, Any]:
         """What a later stage must know of this training; plain values only."""
-        return {"stage": self.stage_name, "examples_seen": self.examples_seen}
+        logger = self.trainer.logger
+        return {
+            "stage": self.stage_name,
+            "examples_seen": self.examples_seen,
+            "run_id": None if logger is None else str(logger.version),
+        }
 
     # Gradients of early micro-batches are there before Lightning's own zero_grad would run.
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:

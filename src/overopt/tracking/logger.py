@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from overopt.models.policy import model_name
 from overopt.modules.step import StepModule
 from overopt.tracking.provenance import provenance
-from overopt.tracking.runs import STAGE_TAG
+from overopt.tracking.runs import STAGE_TAG, log_params
 from overopt.tracking.store import EXPERIMENT, experiment_id, open_store, resolve_tracking_uri
 
 
@@ -53,8 +53,9 @@ class RunRecord(Callback):
         assert isinstance(pl_module, StepModule)
         if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
             return
-        trainer.logger.log_hyperparams(run_parameters(trainer, pl_module))
-        trainer.logger.experiment.set_tag(trainer.logger.run_id, STAGE_TAG, pl_module.stage_name)
+        client, run_id = trainer.logger.experiment, trainer.logger.run_id
+        log_params(client, run_id, run_parameters(trainer, pl_module))
+        client.set_tag(run_id, STAGE_TAG, pl_module.stage_name)
 
 
 def run_parameters(trainer: Trainer, module: StepModule) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def run_parameters(trainer: Trainer, module: StepModule) -> dict[str, Any]:
         "model": model_name(module.describe_model().config(), num_parameters),
         "num_parameters": num_parameters,
         "data_fingerprint": data.fingerprint,
-        "examples_per_epoch": trainer.train_dataloader.num_examples,  # type: ignore[union-attr]
+        "examples_per_epoch": len(data.train_set),
         "split": data.split_statement,
         **provenance(),
     }

@@ -1,0 +1,262 @@
+"""The one command. Each stage is a typed function that imports its work when called.
+
+Nothing heavy is imported here: ``overopt --help`` answers before PyTorch could be loaded.
+"""
+
+import inspect
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+LIGHTNING_COMMANDS = {
+    "fit": "train: SFT, a reward model or direct alignment (Lightning's fit, every Lightning option)",
+    "validate": "validate a checkpoint on held-out examples",
+    "test": "the same on the test split, which is the held-out one",
+    "predict": "write a trained model's predictions for held-out examples",
+}
+
+
+def quickstart(
+    objectives: list[str] = ["dpo"],  # noqa: B006 (shown in --help; never mutated)
+    betas: list[float] | None = None,
+    seeds: list[int] = [0],  # noqa: B006
+    sizes: list[str] = ["0.5M"],  # noqa: B006
+    out: Path = Path("outputs/quickstart"),
+    tracking_uri: str | None = None,
+) -> None:
+    """From nothing to an over-optimization curve: train, sample, judge, track, fit and draw.
+
+    Runs on the embedded default, without network or GPU. Interrupted and started again with the same
+    options, it goes on where it was.
+
+    Args:
+        objectives: direct alignment objectives: dpo, ipo, ipo_azar, slic, squared_hinge, exponential, savage.
+        betas: prices of divergence; the recipe's seven by default.
+        seeds: repeats; each has its own SFT policy, pairs, labels and training order.
+        sizes: models of the embedded default, by parameters: 0.2M, 0.5M, 1.4M.
+        out: folder for everything but the tracking store.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.quickstart import run_quickstart
+
+    run_quickstart(objectives, betas, seeds, sizes, out, tracking_uri)
+
+
+def sample_pairs(
+    policy: str,
+    out: Path,
+    source: str | None = None,
+    path: str | None = None,
+    parts: list[Literal["train", "gold", "evaluation"]] = ["train", "evaluation"],  # noqa: B006
+    max_pairs: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Sample two responses of a policy to each prompt, as pairs to be labelled (Sec. 2.1).
+
+    Args:
+        policy: checkpoint of the policy, usually the SFT policy.
+        out: JSON Lines file to write.
+        source: data source of the prompts; what the policy was trained on by default.
+        path: file or folder of the source.
+        parts: parts of the posts that prompts come from.
+        max_pairs: so many prompts at most of each part.
+        seed: fixes the draws.
+    """
+    from overopt.experiment import sample_pairs_to_file
+
+    sample_pairs_to_file(policy, out, source, path, parts, max_pairs, seed)
+
+
+def label_pairs(
+    pairs: Path, out: Path, by: Literal["gold", "human"] = "gold", gold_model: str | None = None, seed: int = 0
+) -> None:
+    """Label sampled pairs, and write a folder that ``--data.source jsonl --data.path FOLDER`` reads.
+
+    Args:
+        pairs: file that sample-pairs wrote.
+        out: folder to write: pairs.jsonl and demonstrations.jsonl.
+        by: gold: first against second sample, drawn with the gold reward model's probability (Eq. 1);
+            human: the person's response is chosen over the first sample (what trains a gold reward model).
+        gold_model: checkpoint of the gold reward model.
+        seed: fixes the draws of labels.
+    """
+    from overopt.experiment import label_pairs_to_folder
+
+    label_pairs_to_folder(pairs, out, by, gold_model, seed)
+
+
+def evaluate(
+    checkpoints: Path,
+    gold_model: str | None = None,
+    num_prompts: int = 256,
+    opponent: Literal["human", "preferred"] = "human",
+    seed: int = 0,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Sample, rescore and judge checkpoints of an aligned policy; log every metric to its run.
+
+    Args:
+        checkpoints: one .ckpt file, or a folder of examples-*.ckpt files.
+        gold_model: checkpoint of the gold reward model that judges; without one there is no win rate.
+        num_prompts: held-out prompts, one a post; 256 give a win rate to +-6 points.
+        opponent: the dataset's response that samples are judged against.
+        seed: fixes the draws, for all checkpoints alike.
+        out: folder for completions as JSON Lines; evaluation/ beside the checkpoints by default.
+        run_id: MLflow run to log to; the one that trained the checkpoint by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.experiment import evaluate_checkpoints
+
+    evaluate_checkpoints(checkpoints, gold_model, num_prompts, opponent, seed, out, run_id, tracking_uri)
+
+
+def report(
+    out: Path = Path("outputs/report"),
+    experiment: str | None = None,
+    study: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Fit laws to tracked runs and write points.csv, fits.csv, figures and report.html.
+
+    Args:
+        out: folder to write.
+        experiment: name of the MLflow experiment; all experiments by default.
+        study: id of the parent run whose children are reported; all runs by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.analysis.store_report import report_from_store
+
+    report_from_store(out, experiment, study, tracking_uri)
+
+
+STAGES: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "sample-pairs": sample_pairs,
+    "label-pairs": label_pairs,
+    "evaluate": evaluate,
+    "report": report,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line; user errors end with exit code 2 and one last line that says what is wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # A terminated run is a stopped run: it must close its tracking, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("OVEROPT_TRACEBACK") or not is_user_error(error):
+            raise
+        fail(error)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Whether an error is the user's to mend; ours keep their traceback."""
+    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
+        return True
+    return type(error).__name__ in ("ArgumentError", "MisconfigurationException")
+
+
+def fail(error: BaseException) -> NoReturn:
+    """End with exit code 2; the message is the last line, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    print("error: " + " ".join(lines), file=sys.stderr)
+    sys.exit(2)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        print(_overview())
+    elif name == "--version":
+        from importlib.metadata import version
+
+        print(version("overopt"))
+    elif name in LIGHTNING_COMMANDS:
+        from overopt.trainer_cli import run
+
+        run([name, *normalise_options(arguments[1:])])
+    elif name in STAGES:
+        _run_stage(name, arguments[1:])
+    else:
+        raise ValueError(f"no command {name!r}; there are {', '.join([*LIGHTNING_COMMANDS, *STAGES])}")
+
+
+def _overview() -> str:
+    stages = {name: (stage.__doc__ or "").splitlines()[0] for name, stage in STAGES.items()}
+    width = max(map(len, [*LIGHTNING_COMMANDS, *stages]))
+    rows = [f"  {name:<{width}}  {summary}" for name, summary in {**LIGHTNING_COMMANDS, **stages}.items()]
+    return "\n".join(
+        [
+            "usage: overopt COMMAND [OPTIONS]",
+            "",
+            "Over-optimization of reward models in direct alignment: train, sweep beta, measure, fit, advise.",
+            "",
+            *rows,
+            "",
+            "overopt COMMAND --help shows a command's options and their defaults; each takes --config FILE.yaml.",
+        ]
+    )
+
+
+def _run_stage(name: str, arguments: list[str]) -> None:
+    import jsonargparse
+
+    class Parser(jsonargparse.ArgumentParser):
+        """Shows options as people write them."""
+
+        def format_help(self) -> str:
+            return re.sub(r"--[a-z_]+", lambda option: option.group().replace("_", "-"), super().format_help())
+
+    stage = STAGES[name]
+    parser = Parser(prog=f"overopt {name}", description=(inspect.getdoc(stage) or '').split('\n\nArgs:')[0], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_function_arguments(stage, as_group=False, as_positional=True)
+    lists = [option for option, kind in inspect.get_annotations(stage).items() if "list[" in str(kind)]
+    parsed = parser.parse_args(normalise_options(arguments, lists))
+    values: dict[str, Any] = parser.instantiate(parsed).as_dict()
+    values.pop("config", None)
+    stage(**values)
+
+
+def normalise_options(arguments: Sequence[str], lists: Collection[str] | None = None) -> list[str]:
+    """Options as people write them, for jsonargparse: hyphens become underscores, several values a list.
+
+    Args:
+        arguments: after the command's name.
+        lists: names of the options that take lists; where it is not known (Lightning's commands, which have
+            no positional arguments), an option with several values is one.
+
+    >>> normalise_options(["--max-pairs", "8", "FILE", "--betas", "0.1", "0.5", "--seeds", "1"], ["betas", "seeds"])
+    ['--max_pairs', '8', 'FILE', '--betas', '[0.1, 0.5]', '--seeds', '[1]']
+    """
+    normalised: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            normalised.append(argument)
+            continue
+        name, equals, value = argument.partition("=")
+        name = name[2:].replace("-", "_")
+        values = [value] if equals else []
+        if not equals and (lists is None or name in lists):
+            while rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
+        is_list = len(values) > 1 or (values and name in (lists or ()) and not values[0].startswith("["))
+        normalised += ["--" + name, *(["[" + ", ".join(values) + "]"] if is_list else values)]
+    return normalised
+
+
+def _terminate(*_: object) -> NoReturn:
+    sys.exit(143)

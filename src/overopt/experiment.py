@@ -1,0 +1,200 @@
+"""The stages as files in, files out: what the command line, the quickstart and sweeps have in common."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.splits import Part
+from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
+from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.preference_pairs import (
+    LabelledPairs,
+    SampledPair,
+    label_pairs,
+    read_sampled_pairs,
+    sample_pairs,
+    write_preferences,
+    write_sampled_pairs,
+)
+from overopt.evaluation.records import write_completions
+from overopt.models.policy import load_policy
+from overopt.models.reward_model import load_reward_model
+from overopt.modules.checkpoint_schedule import checkpoint_paths
+from overopt.modules.direct_alignment import AlignmentObjective
+from overopt.tracking.runs import log_artifact, log_metrics, log_params
+from overopt.tracking.store import open_store
+
+
+def progress_bar() -> Progress:
+    """A progress bar with time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
+def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes: Any) -> PreferenceDataModule:
+    """The DataModule that a checkpoint was trained with, under its tokenizer.
+
+    Args:
+        checkpoint: the checkpoint's content.
+        path: its file, which brings the tokenizer.
+        changes: settings to change.
+    """
+    return PreferenceDataModule(**{**checkpoint.data, "tokenizer": str(path), **changes})
+
+
+def gold_judge(path: str | Path, data: PreferenceDataModule) -> GoldRewardJudge:
+    """The gold reward model in a checkpoint, as a judge of this data's responses."""
+    return GoldRewardJudge(load_reward_model(path), max_response_tokens=data.hparams.max_response_tokens)
+
+
+def sample_pairs_to_file(
+    policy: str,
+    out: Path,
+    source: str | None,
+    path: str | None,
+    parts: Sequence[Part],
+    max_pairs: int | None,
+    seed: int,
+) -> list[SampledPair]:
+    """Stage ``sample-pairs``; see :func:`overopt.cli.sample_pairs`."""
+    opened = load_policy(policy)
+    changes: dict[str, Any] = {"examples": "demonstrations"}
+    if source is not None:
+        changes |= {"source": source, "path": path}
+    if Path(policy).is_file():
+        data = data_of_checkpoint(read_model_checkpoint(Path(policy)), policy, **changes)
+    else:
+        data = PreferenceDataModule(**{"tokenizer": policy, **changes})
+    data.setup("fit")
+    with progress_bar() as progress:
+        task = progress.add_task("sampling pairs", total=None)
+        pairs = sample_pairs(
+            opened,
+            data,
+            parts,
+            max_pairs=max_pairs,
+            seed=seed,
+            on_batch=lambda samples, total: progress.update(task, advance=samples, total=total),
+        )
+    write_sampled_pairs(out, pairs)
+    print(f"{len(pairs)} sampled pairs in {out}")
+    return pairs
+
+
+def label_pairs_to_folder(
+    pairs_file: Path, out: Path, by: str, gold_model: str | None, seed: int
+) -> LabelledPairs:
+    """Stage ``label-pairs``; see :func:`overopt.cli.label_pairs`."""
+    pairs = read_sampled_pairs(pairs_file)
+    judge = None
+    if gold_model is not None:
+        settings = read_model_checkpoint(Path(gold_model)).data if Path(gold_model).is_file() else {}
+        judge = GoldRewardJudge(
+            load_reward_model(gold_model), max_response_tokens=settings.get("max_response_tokens", 64)
+        )
+    labelled = label_pairs(pairs, by, judge, seed=seed)
+    write_preferences(out, labelled, pairs)
+    left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
+    print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))
+    return labelled
+
+
+def evaluate_checkpoints(
+    checkpoints: Path,
+    gold_model: str | None,
+    num_prompts: int,
+    opponent: str,
+    seed: int,
+    out: Path | None,
+    run_id: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Stage ``evaluate``; see :func:`overopt.cli.evaluate`."""
+    paths = checkpoint_paths(checkpoints) if checkpoints.is_dir() else [checkpoints]
+    if not paths or not paths[0].is_file():
+        raise ValueError(f"no checkpoints at {checkpoints}: expected a .ckpt file or a folder of examples-*.ckpt")
+    first = read_model_checkpoint(paths[0])
+    if first.training["stage"] != "align":
+        raise ValueError(
+            f"{paths[0]} was written by stage {first.training['stage']!r}; only aligned policies have a reference "
+            "to be evaluated against"
+        )
+    run_id = run_id or first.training.get("run_id")
+    client = open_store(tracking_uri, create=False) if run_id else None
+    reference_path = first.training["reference"]
+    data = data_of_checkpoint(first, reference_path)
+    data.setup("fit")
+    judge = None if gold_model is None else gold_judge(gold_model, data)
+    evaluator = Evaluator(
+        data, load_policy(reference_path), judge, num_prompts=num_prompts, opponent=opponent, seed=seed
+    )
+    out = out or paths[0].parent.parent / "evaluation"
+    with progress_bar() as progress:
+        task = progress.add_task("evaluating", total=(len(paths) + 1) * num_prompts)
+        evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n))
+    if client is not None and run_id is not None:
+        record_evaluations(client, run_id, evaluations, out, evaluator)
+    print_evaluations(evaluations)
+    print(f"completions in {out}" + (f", metrics in run {run_id}" if run_id else ""))
+
+
+def evaluate_paths(
+    evaluator: Evaluator, paths: Sequence[Path], out: Path, on_batch: Callable[[int], None]
+) -> dict[int, CheckpointEvaluation]:
+    """Evaluate checkpoints of one run, the reference first, by examples seen; keep completions in ``out``."""
+    first = read_model_checkpoint(paths[0])
+    alignment = alignment_of(first)
+    evaluations = {0: evaluator.evaluate(evaluator.reference, alignment, on_batch)}
+    for path in paths:
+        checkpoint = read_model_checkpoint(path)
+        if checkpoint.description.shape != first.description.shape:
+            raise ValueError(
+                f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}"
+            )
+        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(
+            load_policy(path), alignment, on_batch
+        )
+    for examples_seen, evaluation in evaluations.items():
+        write_completions(completions_path(out, examples_seen), evaluation.completions)
+    return evaluations
+
+
+def completions_path(folder: Path, examples_seen: int) -> Path:
+    """Where a checkpoint's completions are kept."""
+    return folder / f"examples-{examples_seen:08d}.jsonl"
+
+
+def alignment_of(checkpoint: ModelCheckpoint) -> AlignmentObjective:
+    """The objective that trained a checkpoint of stage align."""
+    names = AlignmentObjective.__dataclass_fields__
+    return AlignmentObjective(**{name: checkpoint.training[name] for name in names})
+
+
+def record_evaluations(
+    client: MlflowClient, run_id: str, evaluations: dict[int, CheckpointEvaluation], out: Path, evaluator: Evaluator
+) -> None:
+    """Log metrics at the examples seen, completions as artifacts, and how they were made."""
+    log_params(client, run_id, evaluator.settings)
+    for examples_seen, evaluation in evaluations.items():
+        log_metrics(client, run_id, evaluation.metrics, step=examples_seen)
+        log_artifact(client, run_id, completions_path(out, examples_seen), "completions")
+
+
+def print_evaluations(evaluations: dict[int, CheckpointEvaluation]) -> None:
+    """One line a checkpoint."""
+    print(f"{'examples':>10} {'KL [nats]':>16} {'win rate':>16} {'tokens':>7}")
+    for examples_seen, (metrics, _) in sorted(evaluations.items()):
+        kl = f"{metrics['eval/kl_nats']:.2f} +- {metrics['eval/kl_se']:.2f}"
+        win = f"{metrics['eval/win_rate']:.3f} +- {metrics['eval/win_rate_se']:.3f}" if "eval/win_rate" in metrics else "-"
+        print(f"{examples_seen:>10} {kl:>16} {win:>16} {metrics['eval/response_tokens']:>7.1f}")

@@ -1,0 +1,304 @@
+"""From nothing to an over-optimization curve, by the embedded default's recipe (SPEC: docstrings, gold judge)."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from mlflow import MlflowClient
+
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.evaluation.checkpoint_metrics import Evaluator
+from overopt.experiment import (
+    evaluate_paths,
+    gold_judge,
+    label_pairs_to_folder,
+    progress_bar,
+    record_evaluations,
+    sample_pairs_to_file,
+)
+from overopt.models.policy import EMBEDDED_SIZES, load_policy
+from overopt.modules.direct_alignment import AlignmentObjective, DirectAlignmentModule
+from overopt.modules.optimizers import OptimizerSettings
+from overopt.modules.reward_modeling import RewardModule
+from overopt.modules.sft import SFTModule
+from overopt.modules.step import StepModule
+from overopt.analysis.store_report import report_from_store
+from overopt.tracking.runs import find_run, finishing, log_artifact, log_params, start_run
+from overopt.tracking.store import open_store, resolve_tracking_uri
+from overopt.trainers import fit, quiet_lightning
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The embedded default's settings, found by the experiments that ``studies/recipe.md`` tells of.
+
+    Attributes:
+        betas: prices of divergence [reward / nat].
+        max_prompt_tokens: of all stages.
+        max_response_tokens: of all stages, the end of text included.
+        batch_size: examples per optimiser step.
+        sft_steps: optimiser steps of the SFT policy.
+        gold_sft_steps: optimiser steps of the language model that the gold reward model starts from; on the
+            gold part of the posts, which no policy sees.
+        gold_steps: optimiser steps of the gold reward model.
+        gold_pairs: human summaries against samples, on the gold part.
+        pairs: sampled pairs that policies are aligned to.
+        align_steps: optimiser steps of an alignment run.
+        evaluation_prompts: held-out prompts.
+        sft_optimizer: of both language models.
+        gold_optimizer: of the gold reward model.
+        align_optimizer: of alignment.
+    """
+
+    betas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    max_prompt_tokens: int = 56
+    max_response_tokens: int = 24
+    batch_size: int = 64
+    sft_steps: int = 1000
+    gold_sft_steps: int = 300
+    gold_steps: int = 250
+    gold_pairs: int = 5000
+    pairs: int = 3072
+    align_steps: int = 192
+    evaluation_prompts: int = 512
+    sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
+    gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 1e-3, 0.1, "cosine")
+    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 3e-4, 0.3)
+
+
+GOLD_SIZE = "0.5M"
+
+
+@dataclass
+class Quickstart:
+    """One quickstart: its folder, its tracking, its recipe.
+
+    Every stage has a folder with ``stage.json``, written when the stage is done and naming the settings it
+    was done with; a stage whose settings agree is not done again.
+    """
+
+    out: Path
+    client: MlflowClient
+    tracking_uri: str
+    study: str
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def data(self, **changes: Any) -> PreferenceDataModule:
+        """A DataModule under the recipe's limits."""
+        recipe = self.recipe
+        data = PreferenceDataModule(
+            **{
+                "max_prompt_tokens": recipe.max_prompt_tokens,
+                "max_response_tokens": recipe.max_response_tokens,
+                "batch_size": recipe.batch_size,
+                "cache_dir": str(self.out / "cache"),
+                **changes,
+            }
+        )
+        data.setup("fit")
+        return data
+
+    def train(
+        self, name: str, module: StepModule, data: PreferenceDataModule, max_steps: int, seed: int, then: Any = None
+    ) -> Path:
+        """Train a module in a run of its own, or find it trained; its last checkpoint.
+
+        Args:
+            name: of folder and run.
+            module: what to train.
+            data: what on.
+            max_steps: optimiser steps.
+            seed: of weights and data order.
+            then: what to do with the checkpoint's folder and the run while it is open.
+        """
+        folder = self.out / name
+        last = folder / "checkpoints" / "last.ckpt"
+        settings = {
+            "name": name,
+            **module.parameters_to_log(),
+            "optimizer": asdict(module.optimizer_settings),
+            "data": {k: v for k, v in data.hparams.items() if k != "cache_dir"},
+            "fingerprint": data.fingerprint,
+            "max_steps": max_steps,
+            "seed": seed,
+        }
+        with _Stage(folder, settings) as stage:
+            if stage.done and find_run(self.client, {"overopt.stage_key": stage.key}):
+                return last
+            tags = {"overopt.stage_key": stage.key}
+            run_id = find_run(self.client, tags) or start_run(
+                self.client, name, module.stage_name, parent_run_id=self.study, tags=tags
+            )
+            print(f"\n{name}")
+            seed_everything(seed, verbose=False)
+            with finishing(self.client, run_id):
+                log_params(self.client, run_id, {"seed": seed, "max_steps": max_steps})
+                fit(
+                    module,
+                    data,
+                    folder / "checkpoints",
+                    tracking_uri=self.tracking_uri,
+                    run_id=run_id,
+                    max_steps=max_steps,
+                )
+                self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
+                if then is not None:
+                    then(folder, run_id)
+            stage.finish()
+        return last
+
+    def make(self, name: str, settings: dict[str, Any], work: Callable[[Path], object]) -> Path:
+        """A stage without training: files in a folder, made once."""
+        with _Stage(self.out / name, settings) as stage:
+            if not stage.done:
+                print(f"\n{name}")
+                work(stage.folder)
+                stage.finish()
+        return self.out / name
+
+
+class _Stage:
+    """A folder that knows whether its stage is done with the settings at hand."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        text = json.dumps(settings, sort_keys=True, default=str)
+        self.folder = folder
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._record = folder / "stage.json"
+
+    def __enter__(self) -> "_Stage":
+        known = json.loads(self._record.read_text())["key"] if self._record.is_file() else None
+        if known != self.key:
+            # Another recipe's files would be resumed from.
+            for stale in [*self.folder.glob("checkpoints/*.ckpt"), *self.folder.glob("*.jsonl")]:
+                stale.unlink()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write("begun")
+        self.done = json.loads(self._record.read_text())["status"] == "done"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing: an unfinished stage stays begun."""
+
+    def finish(self) -> None:
+        """Mark as done."""
+        self._write("done")
+
+    def _write(self, status: str) -> None:
+        unfinished = self._record.with_suffix(".tmp")
+        unfinished.write_text(json.dumps({"key": self.key, "status": status}))
+        unfinished.replace(self._record)
+
+
+def run_quickstart(
+    objectives: Sequence[str],
+    betas: Sequence[float] | None,
+    seeds: Sequence[int],
+    sizes: Sequence[str],
+    out: Path,
+    tracking_uri: str | None,
+    recipe: Recipe = Recipe(),
+) -> Path:
+    """Stage ``quickstart``; see :func:`overopt.cli.quickstart`.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        ValueError: an unknown objective or size, a bad beta, or a store that can't be reached; before any work.
+    """
+    betas = list(betas or recipe.betas)
+    for objective in objectives:
+        for beta in betas:
+            AlignmentObjective(objective, beta)
+    for size in sizes:
+        if size not in EMBEDDED_SIZES:
+            raise ValueError(f"no size {size!r}; the embedded default has {', '.join(EMBEDDED_SIZES)}")
+    quiet_lightning()
+    client = open_store(tracking_uri, create=True)
+    uri = resolve_tracking_uri(tracking_uri)
+    tags = {"overopt.quickstart": str(out.resolve())}
+    study = find_run(client, tags) or start_run(client, "quickstart", "study", tags=tags)
+    with finishing(client, study):
+        quick = Quickstart(out, client, uri, study, recipe)
+        gold = _gold_model(quick)
+        for size in sizes:
+            for seed in seeds:
+                _align_all(quick, gold, size, seed, objectives, betas)
+        html = report_from_store(out / "report", None, study, uri)
+        for path in sorted((out / "report").rglob("*")):
+            if path.is_file():
+                log_artifact(client, study, path, str(Path("report") / path.parent.relative_to(out / "report")))
+    print(f"compare runs:  mlflow ui --backend-store-uri {uri}")
+    return html
+
+
+def _sft(quick: Quickstart, size: str, seed: int) -> Path:
+    recipe = quick.recipe
+    module = SFTModule(architecture=EMBEDDED_SIZES[size], optimizer=recipe.sft_optimizer)
+    return quick.train(f"sft-{size}-seed{seed}", module, quick.data(seed=seed), recipe.sft_steps, seed)
+
+
+def _gold_model(quick: Quickstart) -> Path:
+    """The gold reward model: a language model of the gold posts, then Eq. 2 on human against sampled summaries."""
+    recipe = quick.recipe
+    policy = _sft(quick, GOLD_SIZE, 0)
+    module = SFTModule(architecture=EMBEDDED_SIZES[GOLD_SIZE], optimizer=recipe.sft_optimizer)
+    base = quick.train(
+        "gold-base", module, quick.data(part="gold", tokenizer=str(policy)), recipe.gold_sft_steps, 0
+    )
+
+    def make_pairs(folder: Path) -> None:
+        file = folder / "sampled.jsonl"
+        sample_pairs_to_file(str(policy), file, None, None, ["gold", "evaluation"], recipe.gold_pairs, 0)
+        label_pairs_to_folder(file, folder / "labelled", "human", None, 0)
+
+    pairs = quick.make("gold-pairs", {"policy": _key(policy), "pairs": recipe.gold_pairs}, make_pairs)
+    data = quick.data(
+        source="jsonl", path=str(pairs / "labelled"), examples="preferences", tokenizer=str(policy)
+    )
+    return quick.train("gold", RewardModule(str(base), recipe.gold_optimizer), data, recipe.gold_steps, 0)
+
+
+def _align_all(
+    quick: Quickstart, gold: Path, size: str, seed: int, objectives: Sequence[str], betas: Sequence[float]
+) -> None:
+    recipe = quick.recipe
+    reference = _sft(quick, size, seed)
+
+    def make_pairs(folder: Path) -> None:
+        file = folder / "sampled.jsonl"
+        sample_pairs_to_file(str(reference), file, None, None, ["train", "evaluation"], recipe.pairs, 1 + seed)
+        label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), seed)
+
+    settings = {"policy": _key(reference), "gold": _key(gold), "pairs": recipe.pairs, "seed": seed}
+    pairs = quick.make(f"pairs-{size}-seed{seed}", settings, make_pairs)
+    data = quick.data(
+        source="jsonl", path=str(pairs / "labelled"), examples="preferences", tokenizer=str(reference), seed=seed
+    )
+    evaluator = Evaluator(
+        data, load_policy(reference), gold_judge(gold, data), num_prompts=recipe.evaluation_prompts, seed=seed
+    )
+
+    def evaluate(folder: Path, run_id: str) -> None:
+        paths = sorted((folder / "checkpoints").glob("examples-*.ckpt"))
+        with progress_bar() as progress:
+            task = progress.add_task("evaluating", total=(len(paths) + 1) * recipe.evaluation_prompts)
+            evaluations = evaluate_paths(
+                evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n)
+            )
+        record_evaluations(quick.client, run_id, evaluations, folder / "evaluation", evaluator)
+
+    for objective in objectives:
+        for beta in betas:
+            module = DirectAlignmentModule(str(reference), objective, beta, optimizer=recipe.align_optimizer)
+            quick.train(f"{objective}-beta{beta:g}-{size}-seed{seed}", module, data, recipe.align_steps, seed, evaluate)
+
+
+def _key(checkpoint: Path) -> str:
+    return json.loads((checkpoint.parent.parent / "stage.json").read_text())["key"]

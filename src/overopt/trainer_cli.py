@@ -1,0 +1,82 @@
+"""Lightning's own command line on this project's modules: fit, validate, test, predict."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import MLFlowLogger
+
+from overopt.checkpoints.atomic_io import AtomicCheckpointIO
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.evaluation.prediction_writer import PredictionWriter
+from overopt.modules.checkpoint_schedule import CheckpointSchedule
+from overopt.modules.sft import SFTModule
+from overopt.modules.step import StepModule
+from overopt.tracking.logger import MLflowTracker, RunRecord
+from overopt.trainers import quiet_lightning
+
+
+class OveroptCLI(LightningCLI):
+    """LightningCLI with defaults that train the embedded SFT policy, and data options that follow the model."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Defaults, the checkpoint schedule, and one seed for all."""
+        parser.add_lightning_class_args(CheckpointSchedule, "checkpoints")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.set_defaults(
+            {
+                "model": f"{SFTModule.__module__}.{SFTModule.__qualname__}",
+                "trainer.logger": {"class_path": f"{MLflowTracker.__module__}.{MLflowTracker.__qualname__}"},
+                "trainer.max_epochs": 4,
+                "trainer.gradient_clip_val": 10.0,
+                "trainer.log_every_n_steps": 10,
+                "trainer.enable_checkpointing": True,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """The model decides which examples it needs, and whose tokenizer, where the data options leave it open."""
+        config = self.config[self.subcommand]
+        model, data = config.model, config.data
+        module_class: type[StepModule] = _import(model.class_path)
+        data.examples = module_class.examples_kind
+        if data.tokenizer is None:
+            data.tokenizer = model.init_args.get("policy") or model.init_args.get("reference")
+
+
+class TrackedConfig(SaveConfigCallback):
+    """Keeps the complete configuration as an artifact of the run."""
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write config.yaml, from which ``--config`` repeats the run."""
+        if isinstance(trainer.logger, MLFlowLogger):
+            text = self.parser.dump(self.config, skip_none=False)
+            trainer.logger.experiment.log_text(trainer.logger.run_id, text, "config.yaml")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run one of Lightning's commands."""
+    quiet_lightning()
+    strict = {"exit_on_error": False}
+    OveroptCLI(
+        model_class=StepModule,
+        datamodule_class=PreferenceDataModule,
+        subclass_mode_model=True,
+        seed_everything_default=0,
+        save_config_callback=TrackedConfig,
+        save_config_kwargs={"save_to_log_dir": False},
+        trainer_defaults={
+            "callbacks": [RunRecord(), PredictionWriter()],
+            "plugins": [AtomicCheckpointIO()],
+        },
+        parser_kwargs={**strict, **{name: strict for name in LightningCLI.subcommands()}},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=list(arguments),
+    )
+
+
+def _import(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(__import__(module, fromlist=[name]), name)

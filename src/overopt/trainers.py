@@ -1,0 +1,91 @@
+"""A Trainer as the stages use it, and the quiet that a person at a terminal wants."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from overopt.checkpoints.atomic_io import AtomicCheckpointIO
+from overopt.modules.checkpoint_schedule import CheckpointSchedule
+from overopt.modules.step import StepModule
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.tracking.logger import MLflowTracker, RunRecord
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says at every start and nobody can act on."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_no_advertisement)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*smaller than the logging interval.*",
+        ".*args parameter is intended to run from within Python.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return not any(word in record.getMessage() for word in ("litlogger", "litmodels", "available:", "TPU", "HPU", "`weights_only`", "`max_steps=", "`max_epochs=", "to estimate number of stepping"))
+
+
+class StageProgress(RichProgressBar):
+    """Lightning's bar with time left, without the run's id."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def fit(
+    module: StepModule,
+    data: PreferenceDataModule,
+    folder: Path,
+    *,
+    tracking_uri: str,
+    run_id: str,
+    max_steps: int,
+    gradient_clip: float = 10.0,
+    callbacks: list[Callback] | None = None,
+) -> CheckpointSchedule:
+    """Train a module into ``folder``, from its newest checkpoint where there is one.
+
+    Args:
+        module: what to train.
+        data: what to train on.
+        folder: checkpoints go there.
+        tracking_uri: MLflow store.
+        run_id: run to log to.
+        max_steps: optimiser steps.
+        gradient_clip: largest gradient norm.
+        callbacks: more callbacks.
+
+    Returns:
+        The schedule, which knows the checkpoints.
+    """
+    schedule = CheckpointSchedule(folder)
+    trainer = Trainer(
+        accelerator="auto",
+        devices=1,
+        max_steps=max_steps,
+        max_epochs=-(-max_steps * data.hparams.batch_size // len(data.train_set)),
+        gradient_clip_val=gradient_clip,
+        log_every_n_steps=10,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+        logger=MLflowTracker(tracking_uri=tracking_uri, run_id=run_id),
+        callbacks=[schedule, RunRecord(), StageProgress(), *(callbacks or [])],
+        plugins=[AtomicCheckpointIO()],
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    return schedule
