@@ -12,7 +12,7 @@ from overopt.data.schema import Prompt
 # Encodings hold offsets besides ids: a whole data set of them at once would take gigabytes.
 ENCODING_CHUNK = 2_048
 
-# English has two to four and a half; text with more than this is looked at whole.
+# English has two to four and a half a token; a post with more than this is tokenised whole.
 HEAD_CHARACTERS_PER_TOKEN = 5
 # Tokens by which a text's beginning could count more than in the whole: its last word, cut in two.
 HEAD_MARGIN = 32

@@ -21,7 +21,7 @@ PADDING = "<|padding|>"
 # Every byte, and the two marks.
 SMALLEST_VOCABULARY = 256 + 2
 
-TokenIds = Int[np.ndarray, " token"]
+TokenIds = Int[np.ndarray, " _"]  # each of its own length
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from overopt.data.schema import Demonstration, PreferenceExample
 from overopt.data.splits import SplitFractions
@@ -27,6 +27,7 @@ class SourceRead:
     rows: int = 0
 
 
+@runtime_checkable
 class Source(Protocol):
     """Reads examples from one kind of data."""
 

@@ -32,7 +32,7 @@ from overopt.data.sources.examples import ExampleIds, text_id
 from overopt.data.splits import SplitFractions
 
 # Raise it with any change to what is read or how it is cleaned: caches of other versions are not used.
-READER_VERSION = 1
+READER_VERSION = 2
 
 
 class Package(NamedTuple):
@@ -278,7 +278,8 @@ def _split_docstring(docstring: str) -> tuple[str, str] | str:
         return THIN_BODY
     body = _without_markup("\n".join(lines))
     if len(body) > MAX_BODY_CHARACTERS:
-        body = body[: body.rfind("\n", 0, MAX_BODY_CHARACTERS + 1)]
+        last_newline = body.rfind("\n", 0, MAX_BODY_CHARACTERS + 1)
+        body = body[: last_newline if last_newline > 0 else MAX_BODY_CHARACTERS]
     return summary, body
 
 
