@@ -24,7 +24,7 @@ def quickstart(
     objectives: list[str] = ["dpo"],  # noqa: B006 (shown in --help; never mutated)
     betas: list[float] | None = None,
     seeds: list[int] = [0],  # noqa: B006
-    sizes: list[str] = ["0.5M"],  # noqa: B006
+    sizes: list[str] = ["0.7M"],  # noqa: B006
     out: Path = Path("outputs/quickstart"),
     tracking_uri: str | None = None,
 ) -> None:
@@ -37,7 +37,7 @@ def quickstart(
         objectives: direct alignment objectives: dpo, ipo, ipo_azar, slic, squared_hinge, exponential, savage.
         betas: prices of divergence; the recipe's seven by default.
         seeds: repeats; each has its own SFT policy, pairs, labels and training order.
-        sizes: models of the embedded default, by parameters: 0.2M, 0.5M, 1.4M.
+        sizes: models of the embedded default, by parameters: 0.4M, 0.7M, 1.6M.
         out: folder for everything but the tracking store.
         tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
     """

@@ -39,6 +39,7 @@ class Recipe:
 
     Attributes:
         betas: prices of divergence [reward / nat].
+        vocab_size: of the byte-level BPE that all models share.
         max_prompt_tokens: of all stages.
         max_response_tokens: of all stages, the end of text included.
         batch_size: examples per optimiser step.
@@ -56,7 +57,8 @@ class Recipe:
     """
 
     betas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-    max_prompt_tokens: int = 56
+    vocab_size: int = 2048
+    max_prompt_tokens: int = 48
     max_response_tokens: int = 24
     batch_size: int = 64
     sft_steps: int = 1000
@@ -71,7 +73,7 @@ class Recipe:
     align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 3e-4, 0.3)
 
 
-GOLD_SIZE = "0.5M"
+GOLD_SIZE = "0.7M"
 
 
 @dataclass
@@ -93,6 +95,7 @@ class Quickstart:
         recipe = self.recipe
         data = PreferenceDataModule(
             **{
+                "vocab_size": recipe.vocab_size,
                 "max_prompt_tokens": recipe.max_prompt_tokens,
                 "max_response_tokens": recipe.max_response_tokens,
                 "batch_size": recipe.batch_size,

@@ -28,6 +28,7 @@ class OveroptCLI(LightningCLI):
             {
                 "model": f"{SFTModule.__module__}.{SFTModule.__qualname__}",
                 "trainer.logger": {"class_path": f"{MLflowTracker.__module__}.{MLflowTracker.__qualname__}"},
+                "trainer.default_root_dir": "outputs",
                 "trainer.max_epochs": 4,
                 "trainer.gradient_clip_val": 10.0,
                 "trainer.log_every_n_steps": 10,
@@ -45,6 +46,13 @@ class OveroptCLI(LightningCLI):
             data.tokenizer = model.init_args.get("policy") or model.init_args.get("reference")
 
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with checkpoints that are whole or absent."""
+        plugins = self.config_init[self.subcommand].trainer.plugins or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+
+
 class TrackedConfig(SaveConfigCallback):
     """Keeps the complete configuration as an artifact of the run."""
 
@@ -58,7 +66,7 @@ class TrackedConfig(SaveConfigCallback):
 def run(arguments: Sequence[str]) -> None:
     """Run one of Lightning's commands."""
     quiet_lightning()
-    strict = {"exit_on_error": False}
+    strict = {"exit_on_error": False, "prog": "overopt"}
     OveroptCLI(
         model_class=StepModule,
         datamodule_class=PreferenceDataModule,
@@ -66,11 +74,8 @@ def run(arguments: Sequence[str]) -> None:
         seed_everything_default=0,
         save_config_callback=TrackedConfig,
         save_config_kwargs={"save_to_log_dir": False},
-        trainer_defaults={
-            "callbacks": [RunRecord(), PredictionWriter()],
-            "plugins": [AtomicCheckpointIO()],
-        },
-        parser_kwargs={**strict, **{name: strict for name in LightningCLI.subcommands()}},
+        trainer_defaults={"callbacks": [RunRecord(), PredictionWriter()]},
+        parser_kwargs={**strict, **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()}},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         args=list(arguments),

@@ -69,7 +69,7 @@ def fit(
     Returns:
         The schedule, which knows the checkpoints.
     """
-    schedule = CheckpointSchedule(folder)
+    schedule = CheckpointSchedule(str(folder))
     trainer = Trainer(
         accelerator="auto",
         devices=1,

@@ -60,11 +60,11 @@ class PythiaArchitecture:
         )
 
 
-#: Sizes of the embedded default, named by their parameters at a vocabulary of 1,024.
+#: Sizes of the embedded default, named by their parameters at a vocabulary of 2,048.
 EMBEDDED_SIZES = {
-    "0.2M": PythiaArchitecture(hidden_size=64, num_layers=2, num_heads=4),
-    "0.5M": PythiaArchitecture(hidden_size=96, num_layers=3, num_heads=4),
-    "1.4M": PythiaArchitecture(hidden_size=144, num_layers=4, num_heads=6),
+    "0.4M": PythiaArchitecture(hidden_size=64, num_layers=2, num_heads=4),
+    "0.7M": PythiaArchitecture(hidden_size=96, num_layers=3, num_heads=4),
+    "1.6M": PythiaArchitecture(hidden_size=144, num_layers=4, num_heads=6),
 }
 
 

@@ -18,14 +18,14 @@ class CheckpointSchedule(Checkpoint):
     as a hard link, for a resume.
 
     Args:
-        folder: where checkpoints go.
+        folder: where checkpoints go; ``runs/RUN_ID/checkpoints`` in the trainer's root by default.
         examples: save once as many examples have been seen; the end of training is always added.
         fractions: the same as shares of the whole run, used where ``examples`` is not given.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | None = None,
         examples: Sequence[int] | None = None,
         fractions: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
     ) -> None:
@@ -34,15 +34,15 @@ class CheckpointSchedule(Checkpoint):
             raise ValueError(f"checkpoints come after at least one example, got examples={list(examples)}")
         if any(not 0 < fraction <= 1 for fraction in fractions):
             raise ValueError(f"fractions of the run lie in (0, 1], got fractions={list(fractions)}")
-        self.folder = Path(folder)
+        self._folder = folder
         self._examples = examples
         self._fractions = fractions
         self._due: list[int] = []
 
-    @property
-    def paths(self) -> list[Path]:
-        """Checkpoints in the folder, in order of examples seen."""
-        return checkpoint_paths(self.folder)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle the folder."""
+        run = "untracked" if trainer.logger is None else str(trainer.logger.version)
+        self.folder = Path(self._folder or Path(trainer.default_root_dir) / "runs" / run / "checkpoints")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan: what is due, less what a resumed run has passed."""
@@ -62,9 +62,14 @@ class CheckpointSchedule(Checkpoint):
         if reached or trainer.global_step >= int(trainer.estimated_stepping_batches):
             self._save(trainer, pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the checkpoints are."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            print(f"{len(checkpoint_paths(self.folder))} checkpoints in {self.folder}")
+
     def _save(self, trainer: Trainer, pl_module: StepModule) -> None:
         path = self.folder / f"examples-{pl_module.examples_seen:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             link = self.folder / f".last.{os.getpid()}.tmp"
             link.unlink(missing_ok=True)
