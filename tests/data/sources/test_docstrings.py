@@ -78,6 +78,15 @@ def test_classes_and_their_methods_are_read_by_qualified_name(read):
     assert result.demonstrations[1].prompt.prefix == "fakepkg.Wheel.turn\n"
 
 
+def test_a_long_name_loses_its_beginning_and_one_too_long_is_left_out(read):
+    method = textwrap.indent(documented("m" * 30, "Turn the wheel by an angle.", "turning"), "    ")
+    source = documented("W" * 20, "A wheel that turns.", "wheels", kind="class") + method
+    result = read(source + documented("f" * 47, "Open the window.", "windows"))
+    assert [d.prompt.prefix for d in result.demonstrations[:2]] == [f"fakepkg.{'W' * 20}\n", f"{'m' * 30}\n"]
+    assert result.left_out == {docstrings.LONG_NAME: 1}
+    assert len(result.demonstrations) == 4
+
+
 def test_objects_of_one_name_have_ids_of_their_own(read):
     result = read(documented("f", "Open the window.", "windows") + documented("f", "Close the door.", "doors"))
     assert ids(result)[:2] == ["fakepkg.more:f", "fakepkg.more:f#2"]

@@ -32,7 +32,7 @@ from overopt.data.sources.examples import ExampleIds, text_id
 from overopt.data.splits import SplitFractions
 
 # Raise it with any change to what is read or how it is cleaned: caches of other versions are not used.
-READER_VERSION = 2
+READER_VERSION = 3
 
 
 class Package(NamedTuple):
@@ -88,6 +88,8 @@ MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 3, 16
 MIN_BODY_WORDS = 8
 # Some 500 tokens of a large vocabulary; whole lines. The rest would be cut again, and slow to tokenise.
 MAX_BODY_CHARACTERS = 2_000
+# With the rest of the template, a prompt of 56 tokens has room for it even at one token a byte.
+MAX_NAME_CHARACTERS = 46
 # Bodies that begin alike are one text to a model that sees some fifty tokens of them.
 SAME_BODY_CHARACTERS = 200
 
@@ -106,6 +108,7 @@ SUMMARY_NOT_PROSE = "first paragraph is not a summary"
 THIN_BODY = f"body has fewer than {MIN_BODY_WORDS} words of prose"
 SAME_SUMMARY = "summary seen before"
 SAME_BODY = "body seen before"
+LONG_NAME = f"name of more than {MAX_NAME_CHARACTERS} characters"
 UNREADABLE = "file cannot be parsed"
 
 
@@ -208,9 +211,11 @@ def _read_packages(packages: Sequence[Package]) -> _Corpus:
                     left_out[split] += 1
                     continue
                 summary, body = split
+                name = _short_name(package, qualified_name or module.rpartition(".")[2])
+                if len(name) > MAX_NAME_CHARACTERS:
+                    left_out[LONG_NAME] += 1
+                    continue
                 example_id = ids.made(f"{module}:{qualified_name}")
-                # The modules in between are left out: they would cost ten tokens of some fifty.
-                name = f"{package}.{qualified_name or module.rpartition('.')[2]}"
                 entries.append(_Entry(example_id, name, summary, body))
     return _Corpus(_without_duplicates(sorted(entries), left_out), left_out, rows)
 
@@ -281,6 +286,17 @@ def _split_docstring(docstring: str) -> tuple[str, str] | str:
         last_newline = body.rfind("\n", 0, MAX_BODY_CHARACTERS + 1)
         body = body[: last_newline if last_newline > 0 else MAX_BODY_CHARACTERS]
     return summary, body
+
+
+def _short_name(package: str, qualified_name: str) -> str:
+    """Package and name within the module; the latter's own end where that is too long.
+
+    The modules in between are left out: they would cost ten tokens of some fifty.
+    """
+    parts = [package, *qualified_name.split(".")]
+    while len(parts) > 1 and len(".".join(parts)) > MAX_NAME_CHARACTERS:
+        parts.pop(0)
+    return ".".join(parts)
 
 
 def _without_markup(text: str) -> str:
