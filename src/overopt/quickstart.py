@@ -233,12 +233,12 @@ def run_quickstart(
         for size in sizes:
             for seed in seeds:
                 _align_all(quick, gold, size, seed, objectives, betas)
-        html = report_from_store(out / "report", None, study, uri)
+        report = report_from_store(out / "report", study=study, tracking_uri=uri)
         for path in sorted((out / "report").rglob("*")):
             if path.is_file():
                 log_artifact(client, study, path, str(Path("report") / path.parent.relative_to(out / "report")))
     print(f"compare runs:  mlflow ui --backend-store-uri {uri}")
-    return html
+    return report.html
 
 
 def _sft(quick: Quickstart, size: str, seed: int) -> Path:

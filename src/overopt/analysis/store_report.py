@@ -1,14 +1,67 @@
-"""Tracking store -> report."""
+"""Stage ``report``: tracked runs to points, fits, figures and the page. No model is opened."""
 
+import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
+from mlflow import MlflowClient
 
-def report_from_store(out: Path, experiment: str | None, study: str | None, tracking_uri: str | None) -> Path:
-    """Temporary."""
-    from overopt.tracking.tables import read_points
-    from overopt.tracking.store import resolve_tracking_uri
-    points = read_points(resolve_tracking_uri(tracking_uri), experiment=experiment, parent_run_id=study)
-    out.mkdir(parents=True, exist_ok=True)
-    points.table.to_csv(out / "points.csv")
-    print(points.table[["beta","seed","examples_seen","kl_nats","win_rate","gold_reward","loss","implicit_reward_accuracy","response_tokens"]].to_string(), points.notes)
-    return out / "report.html"
+from overopt.analysis.fitting import fit_table
+from overopt.analysis.report import ReportPaths, format_fits, write_report
+from overopt.tracking.provenance import command_line, provenance
+from overopt.tracking.store import open_store, resolve_tracking_uri
+from overopt.tracking.tables import read_points
+
+COMPLETIONS = "completions"
+
+
+def report_from_store(
+    out: Path, experiment: str | None = None, study: str | None = None, tracking_uri: str | None = None
+) -> ReportPaths:
+    """Write the report on a store's runs and print the fits and where the page is.
+
+    Args:
+        out: folder to write.
+        experiment: name of the MLflow experiment; all by default.
+        study: id of the parent run whose children are reported; all by default.
+        tracking_uri: as in :func:`overopt.tracking.store.resolve_tracking_uri`.
+
+    Raises:
+        ValueError: no store there, or no evaluated run in it.
+    """
+    uri = resolve_tracking_uri(tracking_uri)
+    client = open_store(uri, create=False)
+    points = read_points(uri, experiment=experiment, parent_run_id=study)
+    paths = write_report(
+        points.table,
+        out,
+        notes=points.notes,
+        provenance={"command": command_line(), "tracking store": uri, **provenance()},
+        completions=tracked_completions(client, points.table["run_id"].unique().tolist()),
+    )
+    print(format_fits(fit_table(points.table)))
+    print(f"report:        {paths.html}")
+    return paths
+
+
+def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFrame:
+    """The kept completions of runs: run_id, examples_seen and the fields of each line; empty without any."""
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for run_id in run_ids:
+            if not client.list_artifacts(run_id, COMPLETIONS):
+                continue
+            for file in sorted(Path(client.download_artifacts(run_id, COMPLETIONS, folder)).glob("examples-*.jsonl")):
+                seen = int(file.stem.removeprefix("examples-"))
+                rows.extend({"run_id": run_id, "examples_seen": seen, **line} for line in _lines(file))
+                file.unlink()
+    return pd.DataFrame(rows)
+
+
+def _lines(file: Path) -> Iterator[dict[str, object]]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        row.pop("token_ids", None)
+        yield row

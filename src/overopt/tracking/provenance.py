@@ -1,6 +1,7 @@
 """What a run must say about its origin: code, versions, machine."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -39,5 +40,4 @@ def provenance() -> dict[str, str]:
 
 def command_line() -> str:
     """The command as a person would type it again."""
-    arguments = sys.argv[1:]
-    return " ".join(["python -m overopt", *arguments])
+    return shlex.join(["python", "-m", "overopt", *sys.argv[1:]])

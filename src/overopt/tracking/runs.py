@@ -1,5 +1,6 @@
 """Runs: one per trained policy, none left RUNNING."""
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,10 +54,11 @@ def log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> 
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float], *, step: int) -> None:
-    """Log metrics at a step [examples seen]."""
+    """Log metrics at a step [examples seen]; logged again, the later values count."""
+    now = time.time_ns() // 1_000_000
     client.log_batch(
         run_id,
-        metrics=[Metric(name, float(value), 0, step) for name, value in metrics.items()],
+        metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()],
         synchronous=True,
     )
 
@@ -78,9 +80,12 @@ def finishing(client: MlflowClient, run_id: str) -> Iterator[str]:
 
 def find_run(client: MlflowClient, tags: Mapping[str, str], *, experiment: str = EXPERIMENT) -> str | None:
     """Id of the newest run that bears all the tags; ``None`` without one."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     runs = client.search_runs(
-        [experiment_id(client, experiment)],
+        [found.experiment_id],
         filter_string=query,
         order_by=["attributes.start_time DESC"],
         max_results=1,

@@ -51,6 +51,7 @@ def open_store(tracking_uri: str | None = None, *, create: bool) -> MlflowClient
     # MLflow reports its migrations at INFO, and would wait for a dead server for minutes.
     for name in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     retries = os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     timeout = os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:

@@ -1,0 +1,161 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from overopt.cli import LIGHTNING_COMMANDS, STAGES, is_user_error, main, normalise_options
+
+
+def overopt(*arguments, cwd, timeout=120):
+    return subprocess.run(
+        [sys.executable, "-m", "overopt", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def test_help_lists_every_command_without_importing_torch(tmp_path):
+    script = "import sys; from overopt.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    for name in [*LIGHTNING_COMMANDS, *STAGES]:
+        assert f"  {name} " in done.stdout
+
+
+def test_help_answers_in_under_a_second(tmp_path):
+    # The best of three: the machine may be busy, the command may not be slow.
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        overopt("--help", cwd=tmp_path)
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_help_shows_its_defaults_with_hyphens_and_loads_no_torch(stage, tmp_path):
+    script = (
+        f"import sys; from overopt.cli import main\n"
+        f"try: main([{stage!r}, '--help'])\n"
+        "except SystemExit as end: assert not end.code, end\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert "default:" in done.stdout
+    assert "--tracking-uri" in done.stdout or stage in ("sample-pairs", "label-pairs")
+    assert "_uri" not in done.stdout.split("options:")[0]
+
+
+def test_a_configuration_file_gives_a_stages_options_and_the_command_line_wins(tmp_path):
+    (tmp_path / "options.yaml").write_text("out: from_file\ntracking_uri: sqlite:///none.db\n")
+    done = overopt("report", "--config", "options.yaml", "--tracking-uri", "sqlite:///other.db", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "other.db" in done.stderr
+    assert not (tmp_path / "other.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lists", "expected"),
+    [
+        (["--betas", "0.01", "0.1"], ["betas"], ["--betas", "[0.01, 0.1]"]),
+        (["--betas", "0.1"], ["betas"], ["--betas", "[0.1]"]),
+        (["--betas=[0.1, 0.2]"], ["betas"], ["--betas", "[0.1, 0.2]"]),
+        (["--num-prompts", "8", "FILE"], [], ["--num_prompts", "8", "FILE"]),
+        (["--trainer.max-steps=4", "--trainer.devices", "0", "1"], None, ["--trainer.max_steps", "4"]),
+        (["--out", "a-b_c"], [], ["--out", "a-b_c"]),
+        (["--model.beta", "-1"], None, ["--model.beta", "-1"]),
+    ],
+)
+def test_options_are_taken_as_people_write_them(arguments, lists, expected):
+    assert normalise_options(arguments, lists)[: len(expected)] == expected
+
+
+def test_our_own_bugs_keep_their_traceback():
+    assert not is_user_error(AssertionError())
+    assert not is_user_error(KeyError("x"))
+
+
+PAIR = {"prompt": "a question\nSummary:", "chosen": " yes it is", "rejected": " no"}
+DPO = ["fit", "--model", "overopt.modules.direct_alignment.DirectAlignmentModule"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(PAIR | {"id": i}) + "\n" for i in range(40)))
+    (tmp_path / "malformed.jsonl").write_text(json.dumps(PAIR) + '\n{"prompt": \n')
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "no_answer.jsonl").write_text(json.dumps(PAIR | {"chosen": "  "}) + "\n")
+    (tmp_path / "long.jsonl").write_text(json.dumps(PAIR | {"prompt": "word " * 200}) + "\n")
+    (tmp_path / "half.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
+    return tmp_path
+
+
+BAD_INPUT = {
+    "half-written reference": (
+        [*DPO, "--model.reference", "half.ckpt", "--data.source", "jsonl", "--data.path", "pairs.jsonl"],
+        "half.ckpt",
+    ),
+    "unknown command": (["frobnicate"], "frobnicate"),
+    "unknown objective": (["quickstart", "--objectives", "dpp"], "'dpp'; one of dpo, ipo"),
+    "unknown objective in fit": ([*DPO, "--model.reference", "x", "--model.objective", "dpp"], "'dpp'; one of dpo"),
+    "beta of zero": (["quickstart", "--betas", "0"], "beta > 0"),
+    "negative beta in fit": ([*DPO, "--model.reference", "x", "--model.beta", "-1"], "beta > 0"),
+    "unknown size": (["quickstart", "--sizes", "7B"], "'7B'"),
+    "option that is no number": (["fit", "--trainer.max_epochs", "many"], "many"),
+    "missing file": (["fit", "--data.source", "jsonl", "--data.path", "gone.jsonl"], "gone.jsonl"),
+    "malformed line": (["fit", "--data.source", "jsonl", "--data.path", "malformed.jsonl"], "malformed.jsonl, line 2"),
+    "empty source": (["fit", "--data.source", "jsonl", "--data.path", "empty.jsonl"], "empty"),
+    "empty response": (["fit", "--data.source", "jsonl", "--data.path", "no_answer.jsonl"], "empty"),
+    "prompt without a post too long": (["fit", "--data.source", "jsonl", "--data.path", "long.jsonl"], "tokens"),
+    "half-written checkpoint": (["evaluate", "half.ckpt"], "half.ckpt"),
+    "no checkpoint": (["evaluate", "gone"], "gone"),
+    "store out of reach": (["report", "--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
+    "store that is not there": (["report"], "mlflow.db"),
+    "training with a store out of reach": (
+        ["fit", "--data.source", "jsonl", "--data.path", "pairs.jsonl", "--trainer.logger.tracking_uri"]
+        + ["http://127.0.0.1:9"],
+        "127.0.0.1:9",
+    ),
+}
+
+
+@pytest.fixture
+def refused(capfd, monkeypatch):
+    """Runs a command line that must be refused, in this process; its last line."""
+
+    def run(arguments, folder):
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        errors = capfd.readouterr().err
+        assert end.value.code == 2, errors
+        assert "Traceback" not in errors
+        last = errors.strip().splitlines()[-1]
+        assert last.startswith("error: ")
+        return last
+
+    return run
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(arguments, named, folder, refused):
+    before = set(folder.iterdir())
+    assert named in refused(arguments, folder)
+    assert [p for p in folder.rglob("*") if p.is_file() and p not in before and "mlruns" not in p.parts] == []
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(folder, refused, monkeypatch):
+    fit = ["fit", "--data.source", "jsonl", "--data.path", "pairs.jsonl", "--data.vocab_size", "300"]
+    fit += ["--trainer.max_steps", "1", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    small = ["--model.architecture.hidden_size", "16", "--model.architecture.num_heads", "2"]
+    monkeypatch.chdir(folder)
+    main([*fit, *small, "--checkpoints.folder", "small"])
+    other = ["--model.architecture.hidden_size", "32", "--ckpt_path", "small/last.ckpt"]
+    last = refused([*fit, *other, "--checkpoints.folder", "other"], folder)
+    assert "hidden size 16" in last
+    assert "hidden size 32" in last
+    assert not (folder / "other").exists()
