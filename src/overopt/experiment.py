@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mlflow import MlflowClient
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,7 +55,7 @@ def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes:
 
 def gold_judge(path: str | Path, data: PreferenceDataModule) -> GoldRewardJudge:
     """The gold reward model in a checkpoint, as a judge of this data's responses."""
-    return GoldRewardJudge(load_reward_model(path), max_response_tokens=data.hparams.max_response_tokens)
+    return GoldRewardJudge(load_reward_model(path), max_response_tokens=data.max_response_tokens)
 
 
 def sample_pairs_to_file(
@@ -93,7 +93,7 @@ def sample_pairs_to_file(
 
 
 def label_pairs_to_folder(
-    pairs_file: Path, out: Path, by: str, gold_model: str | None, seed: int
+    pairs_file: Path, out: Path, by: Literal["gold", "human"], gold_model: str | None, seed: int
 ) -> LabelledPairs:
     """Stage ``label-pairs``; see :func:`overopt.cli.label_pairs`."""
     pairs = read_sampled_pairs(pairs_file)
@@ -159,12 +159,8 @@ def evaluate_paths(
     for path in paths:
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
-            raise ValueError(
-                f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}"
-            )
-        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(
-            load_policy(path), alignment, on_batch
-        )
+            raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
+        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(load_policy(path), alignment, on_batch)
     for examples_seen, evaluation in evaluations.items():
         write_completions(completions_path(out, examples_seen), evaluation.completions)
     return evaluations
@@ -196,5 +192,7 @@ def print_evaluations(evaluations: dict[int, CheckpointEvaluation]) -> None:
     print(f"{'examples':>10} {'KL [nats]':>16} {'win rate':>16} {'tokens':>7}")
     for examples_seen, (metrics, _) in sorted(evaluations.items()):
         kl = f"{metrics['eval/kl_nats']:.2f} +- {metrics['eval/kl_se']:.2f}"
-        win = f"{metrics['eval/win_rate']:.3f} +- {metrics['eval/win_rate_se']:.3f}" if "eval/win_rate" in metrics else "-"
+        win = "-"
+        if "eval/win_rate" in metrics:
+            win = f"{metrics['eval/win_rate']:.3f} +- {metrics['eval/win_rate_se']:.3f}"
         print(f"{examples_seen:>10} {kl:>16} {win:>16} {metrics['eval/response_tokens']:>7.1f}")

@@ -9,10 +9,22 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
+from overopt.data.datamodule import PreferenceDataModule
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.step import StepModule
-from overopt.data.datamodule import PreferenceDataModule
 from overopt.tracking.logger import MLflowTracker, RunRecord
+
+_ADVERTISEMENTS = (
+    "litlogger",
+    "litmodels",
+    "available:",
+    "TPU",
+    "HPU",
+    "`weights_only`",
+    "`max_steps=",
+    "`max_epochs=",
+    "to estimate number of stepping",
+)
 
 
 def quiet_lightning() -> None:
@@ -30,7 +42,7 @@ def quiet_lightning() -> None:
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
-    return not any(word in record.getMessage() for word in ("litlogger", "litmodels", "available:", "TPU", "HPU", "`weights_only`", "`max_steps=", "`max_epochs=", "to estimate number of stepping"))
+    return not any(word in record.getMessage() for word in _ADVERTISEMENTS)
 
 
 class StageProgress(RichProgressBar):
@@ -74,7 +86,7 @@ def fit(
         accelerator="auto",
         devices=1,
         max_steps=max_steps,
-        max_epochs=-(-max_steps * data.hparams.batch_size // len(data.train_set)),
+        max_epochs=-(-max_steps * data.batch_size // len(data.train_set)),
         gradient_clip_val=gradient_clip,
         log_every_n_steps=10,
         limit_val_batches=0,

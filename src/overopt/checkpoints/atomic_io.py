@@ -1,11 +1,14 @@
 """Writing a checkpoint so that a full disk or a kill costs no earlier one."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from overopt.checkpoints.format import read_checkpoint
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -18,9 +21,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: it could not be written, as on a full disk; nothing half-written is left.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
@@ -28,11 +31,28 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(unfinished, target)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError of its zip writer.
-            unfinished.unlink(missing_ok=True)
             raise ValueError(
                 f"checkpoint {target} could not be written ({_reason(error)}); earlier checkpoints are "
                 "untouched: make room or choose another folder, then resume"
             ) from error
+        finally:
+            with suppress(OSError):  # renamed, or never made
+                unfinished.unlink()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint; nothing in the file is executed.
+
+        Args:
+            path: a checkpoint file of this project.
+            map_location: always the CPU: Lightning copies the values to where they belong.
+            weights_only: always true.
+
+        Raises:
+            ValueError: there is no such file, or it is no readable checkpoint of this project.
+        """
+        return read_checkpoint(Path(path))
 
 
 def _reason(error: BaseException) -> str:

@@ -1,10 +1,9 @@
 """What a checkpoint holds besides weights, so that it opens alone: architecture, tokenizer, provenance."""
 
 import json
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class ModelDescription:
     tokenizer_json: str
 
     @classmethod
-    def of(cls, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Self:
+    def of(cls, config: PretrainedConfig, tokenizer: PreTrainedTokenizerFast) -> "ModelDescription":
         """Describe a live model."""
         return cls(config.to_json_string(use_diff=False), tokenizer_to_json(tokenizer))
 
@@ -47,11 +46,11 @@ class ModelDescription:
 
     @property
     def shape(self) -> str:
-        """What must agree for weights to fit, in a form that people can read."""
+        """What must agree for weights to mean the same, in a form that people can read."""
         config = self.config()
         return (
             f"{config.model_type} of hidden size {config.hidden_size}, {config.num_hidden_layers} layers, "
-            f"vocabulary {config.vocab_size}"
+            f"{config.num_attention_heads} heads, vocabulary {config.vocab_size}"
         )
 
 
@@ -78,13 +77,7 @@ def write_description(checkpoint: dict[str, Any], description: ModelDescription,
 
 
 def read_description(checkpoint: dict[str, Any]) -> ModelDescription:
-    """The description in a Lightning checkpoint.
-
-    Raises:
-        ValueError: this project did not write it.
-    """
-    if _ENTRY not in checkpoint:
-        raise ValueError("it holds no model description: not a checkpoint of overopt")
+    """The description in a Lightning checkpoint that :func:`write_description` has seen."""
     return ModelDescription(**checkpoint[_ENTRY]["model"])
 
 
@@ -92,6 +85,25 @@ def read_training(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """What trained the model in a Lightning checkpoint that :func:`write_description` has seen."""
     training: dict[str, Any] = checkpoint[_ENTRY]["training"]
     return training
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint of this project, on the CPU; nothing in the file is executed.
+
+    Raises:
+        ValueError: there is no such file, or it is not a readable checkpoint of ours.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}: expected a .ckpt file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except Exception as error:  # torch passes on whatever the bytes make its parsers throw.
+        raise ValueError(f"{path} is no readable checkpoint (half-written, or another format)") from error
+    if not isinstance(content, dict) or _ENTRY not in content:
+        raise ValueError(f"{path} holds no model description: not a checkpoint of overopt")
+    return content
 
 
 def read_model_checkpoint(path: Path, prefix: str = "") -> ModelCheckpoint:
@@ -104,21 +116,19 @@ def read_model_checkpoint(path: Path, prefix: str = "") -> ModelCheckpoint:
     Raises:
         ValueError: not a readable checkpoint, not one of ours, or without that part.
     """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path} is no readable checkpoint (half-written, or another format)") from error
-    try:
-        description = read_description(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    content = read_checkpoint(path)
     weights = {
         name.removeprefix(prefix): weight for name, weight in content["state_dict"].items() if name.startswith(prefix)
     }
     if not weights:
         parts = sorted({name.split(".")[0] for name in content["state_dict"]})
         raise ValueError(f"{path} holds {', '.join(parts)}; expected {prefix.split('.')[0]}")
-    return ModelCheckpoint(description, weights, read_training(content), content.get("datamodule_hyper_parameters", {}))
+    return ModelCheckpoint(
+        description=read_description(content),
+        weights=weights,
+        training=read_training(content),
+        data=content.get("datamodule_hyper_parameters", {}),
+    )
 
 
 def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
@@ -133,7 +143,12 @@ def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
     path = Path(location)
     if path.is_file():
         return read_model_checkpoint(path).description.tokenizer()
+    nothing = f"no tokenizer at {location}: expected a .ckpt file or a folder with a tokenizer"
     try:
-        return AutoTokenizer.from_pretrained(location)
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(location)
     except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer at {location}: expected a .ckpt file or a folder with a tokenizer") from error
+        raise ValueError(nothing) from error
+    # Where the files of one are missing, transformers makes an empty one of the model's kind.
+    if not tokenizer("text", add_special_tokens=False).input_ids:
+        raise ValueError(nothing)
+    return tokenizer

@@ -7,21 +7,20 @@ from transformers import PreTrainedTokenizerFast
 
 
 def tokenizer_to_json(tokenizer: PreTrainedTokenizerFast) -> str:
-    """A fast tokenizer as one JSON text."""
+    """A fast tokenizer as one JSON text: what decides the ids of a text, and the text of ids."""
     return json.dumps(
         {
             "tokenizer": json.loads(tokenizer.backend_tokenizer.to_str()),
+            "bos_token": tokenizer.bos_token,
             "eos_token": tokenizer.eos_token,
             "pad_token": tokenizer.pad_token,
+            "clean_up_tokenization_spaces": tokenizer.clean_up_tokenization_spaces,
         }
     )
 
 
 def tokenizer_from_json(text: str) -> PreTrainedTokenizerFast:
     """Undo :func:`tokenizer_to_json`."""
-    values = json.loads(text)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(values["tokenizer"])),
-        eos_token=values["eos_token"],
-        pad_token=values["pad_token"],
-    )
+    settings = json.loads(text)
+    backend = Tokenizer.from_str(json.dumps(settings.pop("tokenizer")))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **settings)

@@ -1,9 +1,10 @@
 """The DataModule that SFT, reward modelling and alignment share."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,51 +30,63 @@ from overopt.data.tokenization import (
     train_bpe,
 )
 
-ExampleT = TypeVar("ExampleT", Demonstration, PreferenceExample)
-TokenizedT = TypeVar("TokenizedT", TokenizedDemonstration, TokenizedPreference)
+ExampleT = TypeVar("ExampleT", bound=Demonstration | PreferenceExample)
 
 
-class TokenizedSet(Generic[ExampleT, TokenizedT]):
-    """Examples of one split as text and as token ids, in one order.
+@dataclass
+class DemonstrationSet:
+    """Demonstrations of one split as text and as token ids, in one order.
 
     Attributes:
         examples: as the source gave them.
         tokenized: the same as token ids.
         counts: what tokenising cut.
-        reference_log_probs: of pairs, once a reference has been attached [nats].
+        padding: token id written into padding.
     """
 
-    def __init__(
-        self,
-        examples: Sequence[ExampleT],
-        tokenized: Sequence[TokenizedT],
-        counts: TokenizationCounts,
-        padding: int,
-    ) -> None:
-        self.examples = examples
-        self.tokenized = tokenized
-        self.counts = counts
-        self.reference_log_probs: Float[np.ndarray, "pair 2"] | None = None
-        self._padding = padding
+    examples: Sequence[Demonstration]
+    tokenized: Sequence[TokenizedDemonstration]
+    counts: TokenizationCounts
+    padding: int
 
     def __len__(self) -> int:
         return len(self.tokenized)
 
-    def collate(self, indices: Sequence[int]) -> TokenBatch | PreferenceBatch:
+    def collate(self, indices: Sequence[int]) -> TokenBatch:
         """The examples at these places as one padded batch."""
+        return collate_demonstrations([self.tokenized[i] for i in indices], self.padding)
+
+
+@dataclass
+class PreferenceSet:
+    """Labelled pairs of one split as text and as token ids, in one order.
+
+    Attributes:
+        examples: as the source gave them.
+        tokenized: the same as token ids.
+        counts: what tokenising cut.
+        padding: token id written into padding.
+        reference_log_probs: of chosen and rejected responses, once a reference has been attached [nats].
+    """
+
+    examples: Sequence[PreferenceExample]
+    tokenized: Sequence[TokenizedPreference]
+    counts: TokenizationCounts
+    padding: int
+    reference_log_probs: Float[np.ndarray, "pair 2"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokenized)
+
+    def collate(self, indices: Sequence[int]) -> PreferenceBatch:
+        """The pairs at these places as one padded batch."""
         rows = [self.tokenized[i] for i in indices]
-        if not isinstance(rows[0], TokenizedPreference):
-            return collate_demonstrations(rows, self._padding)
         if self.reference_log_probs is None:
-            return collate_preferences(rows, self._padding)
+            return collate_preferences(rows, self.padding)
         # Chosen responses first, then rejected ones, as the batch has them.
         return collate_preferences(
-            rows, self._padding, torch.from_numpy(self.reference_log_probs[list(indices)].T.reshape(-1))
+            rows, self.padding, torch.from_numpy(self.reference_log_probs[list(indices)].T.reshape(-1))
         )
-
-    def batches(self, batch_size: int) -> Iterator[TokenBatch | PreferenceBatch]:
-        """All examples in their order."""
-        return iter(EvaluationLoader(len(self), self.collate, batch_size=batch_size))
 
     @property
     def tokens_hash(self) -> str:
@@ -136,6 +149,8 @@ class PreferenceDataModule(LightningDataModule):
                 "batch sizes and max_examples must be at least 1, got "
                 f"{batch_size=}, {evaluation_batch_size=}, {max_examples=}"
             )
+        if examples not in ("demonstrations", "preferences"):
+            raise ValueError(f"examples are demonstrations or preferences, got {examples!r}")
         self.save_hyperparameters()
         self.source = make_source(source, None if path is None else Path(path), Path(cache_dir))
         own = self.source.split_fractions
@@ -143,9 +158,19 @@ class PreferenceDataModule(LightningDataModule):
             evaluation=own.evaluation if evaluation_fraction is None else evaluation_fraction,
             gold=own.gold if gold_fraction is None else gold_fraction,
         )
+        self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
+        self.max_response_tokens = max_response_tokens
         self.max_tokens = max_prompt_tokens + max_response_tokens
         self.reference_cache_dir = Path(cache_dir) / "reference_log_probs"
+        self._examples: Literal["demonstrations", "preferences"] = examples
+        self._part: Literal["train", "gold"] = part
+        self._tokenizer_location = tokenizer
+        self._vocab_size = vocab_size
+        self._max_prompt_tokens = max_prompt_tokens
+        self._micro_batch_size = micro_batch_size
+        self._max_examples = max_examples
+        self._seed = seed
         self._read: SourceRead | None = None
 
     def prepare_data(self) -> None:
@@ -161,20 +186,16 @@ class PreferenceDataModule(LightningDataModule):
         if self._read is not None:
             return
         read = self.source.read()
-        kind, part = self.hparams.examples, self.hparams.part
-        examples = getattr(read, kind)
-        if not examples:
-            raise ValueError(_no_examples(self.source.name, kind))
-        training, held_out = self._limited(self.part_of(examples, part)), self.part_of(examples, "evaluation")
-        if not training:
-            raise ValueError(
-                f"none of the {len(examples)} {kind} of source {self.source.name} falls into part {part!r} "
-                f"({self.split_statement}): more data, or other fractions"
-            )
-        self.tokenizer = self._make_tokenizer(training)
-        self.fingerprint = fingerprint([*training, *held_out])
-        tokenize = self.tokenize_demonstrations if kind == "demonstrations" else self.tokenize_preferences
-        self.train_set, self.evaluation_set = tokenize(training), tokenize(held_out)
+        self.train_set: DemonstrationSet | PreferenceSet
+        self.evaluation_set: DemonstrationSet | PreferenceSet
+        if self._examples == "demonstrations":
+            demonstrations, held_out_demonstrations = self._split(read.demonstrations)
+            self.train_set = self.tokenize_demonstrations(demonstrations)
+            self.evaluation_set = self.tokenize_demonstrations(held_out_demonstrations)
+        else:
+            preferences, held_out_preferences = self._split(read.preferences)
+            self.train_set = self.tokenize_preferences(preferences)
+            self.evaluation_set = self.tokenize_preferences(held_out_preferences)
         self._read = read
 
     @property
@@ -191,30 +212,26 @@ class PreferenceDataModule(LightningDataModule):
         f = self.fractions
         return (
             f"by post, SHA-256 of the post id: evaluation {f.evaluation:g}, gold {f.gold:g}, train {f.train:g}; "
-            f"trained on {self.hparams.part}"
+            f"trained on {self._part}"
         )
 
-    def held_out_demonstrations(self) -> "TokenizedSet[Demonstration, TokenizedDemonstration]":
+    def held_out_demonstrations(self) -> DemonstrationSet:
         """Prompts of the evaluation part with the responses people wrote, whatever this module trains on."""
         return self.tokenize_demonstrations(self.part_of(self.read.demonstrations, "evaluation"))
 
-    def held_out_preferences(self) -> "TokenizedSet[PreferenceExample, TokenizedPreference]":
+    def held_out_preferences(self) -> PreferenceSet:
         """Labelled pairs of the evaluation part, whatever this module trains on."""
         return self.tokenize_preferences(self.part_of(self.read.preferences, "evaluation"))
 
-    def tokenize_demonstrations(
-        self, examples: Sequence[Demonstration]
-    ) -> "TokenizedSet[Demonstration, TokenizedDemonstration]":
+    def tokenize_demonstrations(self, examples: Sequence[Demonstration]) -> DemonstrationSet:
         """Demonstrations under this module's tokenizer and limits."""
         tokenized, counts = tokenize_demonstrations(examples, self.tokenizer, **self._limits)
-        return TokenizedSet(examples, tokenized, counts, padding_id(self.tokenizer))
+        return DemonstrationSet(examples, tokenized, counts, padding_id(self.tokenizer))
 
-    def tokenize_preferences(
-        self, examples: Sequence[PreferenceExample]
-    ) -> "TokenizedSet[PreferenceExample, TokenizedPreference]":
+    def tokenize_preferences(self, examples: Sequence[PreferenceExample]) -> PreferenceSet:
         """Pairs under this module's tokenizer and limits."""
         tokenized, counts = tokenize_preferences(examples, self.tokenizer, **self._limits)
-        return TokenizedSet(examples, tokenized, counts, padding_id(self.tokenizer))
+        return PreferenceSet(examples, tokenized, counts, padding_id(self.tokenizer))
 
     def train_dataloader(self) -> StepLoader:
         """Optimiser steps of this process."""
@@ -222,9 +239,9 @@ class PreferenceDataModule(LightningDataModule):
         return StepLoader(
             len(self.train_set),
             self.train_set.collate,
-            batch_size=self.hparams.batch_size,
-            micro_batch_size=self.hparams.micro_batch_size,
-            seed=self.hparams.seed,
+            batch_size=self.batch_size,
+            micro_batch_size=self._micro_batch_size,
+            seed=self._seed,
             rank=rank,
             world_size=world_size,
         )
@@ -246,8 +263,23 @@ class PreferenceDataModule(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
+    def _split(self, examples: Sequence[ExampleT]) -> tuple[list[ExampleT], list[ExampleT]]:
+        """The examples to train on and those held out; settles tokenizer and fingerprint, which follow from them."""
+        if not examples:
+            raise ValueError(_no_examples(self.source.name, self._examples))
+        training = self._limited(self.part_of(examples, self._part))
+        held_out = self.part_of(examples, "evaluation")
+        if not training:
+            raise ValueError(
+                f"none of the {len(examples)} {self._examples} of source {self.source.name} falls into part "
+                f"{self._part!r} ({self.split_statement}): more data, or other fractions"
+            )
+        self.tokenizer = self._make_tokenizer(training)
+        self.fingerprint = fingerprint([*training, *held_out])
+        return training, held_out
+
     def _limited(self, examples: list[ExampleT]) -> list[ExampleT]:
-        limit = self.hparams.max_examples
+        limit = self._max_examples
         if limit is None or len(examples) <= limit:
             return examples
         kept = sorted(examples, key=lambda e: (post_position("limit " + e.post_id), e.example_id))[:limit]
@@ -257,8 +289,8 @@ class PreferenceDataModule(LightningDataModule):
     @property
     def _limits(self) -> dict[str, int]:
         return {
-            "max_prompt_tokens": self.hparams.max_prompt_tokens,
-            "max_response_tokens": self.hparams.max_response_tokens,
+            "max_prompt_tokens": self._max_prompt_tokens,
+            "max_response_tokens": self.max_response_tokens,
         }
 
     def part_of(self, examples: Sequence[ExampleT], part: Part) -> list[ExampleT]:
@@ -266,10 +298,10 @@ class PreferenceDataModule(LightningDataModule):
         return [example for example in examples if self.fractions.part_of(example.post_id) == part]
 
     def _make_tokenizer(self, training: Sequence[Demonstration | PreferenceExample]) -> PreTrainedTokenizerFast:
-        if self.hparams.tokenizer is not None:
-            return load_tokenizer(self.hparams.tokenizer)
+        if self._tokenizer_location is not None:
+            return load_tokenizer(self._tokenizer_location)
         # Deterministic and a matter of seconds: each process trains its own rather than passing files.
-        return train_bpe((part for e in training for part in (e.prompt.text, *_responses(e))), self.hparams.vocab_size)
+        return train_bpe((part for e in training for part in (e.prompt.text, *_responses(e))), self._vocab_size)
 
 
 def _responses(example: Demonstration | PreferenceExample) -> tuple[str, ...]:

@@ -19,12 +19,12 @@ class ReferenceKey:
         weights: hash of the reference's weights and configuration.
         tokens: hash of the example ids and their token ids in order, which the tokenizer, its
             truncation and the data decide.
-        dtype: precision of the forward pass.
+        precision: of the forward pass.
     """
 
     weights: str
     tokens: str
-    dtype: str
+    precision: str
 
     @property
     def name(self) -> str:

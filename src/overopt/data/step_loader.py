@@ -1,7 +1,7 @@
 """Optimiser steps out of tokenised examples: seeded order, equal ranks, resumable inside an epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +56,7 @@ class StepLoader:
         self._rank = rank
         self._world_size = world_size
         self._epoch = 0
+        self._first_step = 0
         self._next_step = 0
 
     def __len__(self) -> int:
@@ -64,12 +65,12 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[StepBatch]:
         order = np.random.default_rng([self._seed, self._epoch]).permutation(self.num_examples)
-        if self._next_step >= len(self):
-            self._next_step = 0
-        while self._next_step < len(self):
-            first = self._next_step * self.batch_size
+        # Past the first step only once after a resume: an epoch cut short (limit_train_batches) is not gone on with.
+        resumed, self._first_step = self._first_step % len(self), 0
+        for step in range(resumed, len(self)):
+            first = step * self.batch_size
             # Counted before it is handed out: a checkpoint written during the step resumes after it.
-            self._next_step += 1
+            self._next_step = step + 1
             yield self._step(order[first : first + self.batch_size].tolist())
 
     def _step(self, examples: list[int]) -> StepBatch:
@@ -84,7 +85,7 @@ class StepLoader:
         )
 
     @property
-    def sampler(self) -> Self:
+    def sampler(self) -> "StepLoader":
         """Lightning tells a loader's ``sampler`` which epoch begins."""
         return self
 
@@ -98,7 +99,7 @@ class StepLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state_dict`."""
-        self._next_step = state["next_step"]
+        self._first_step = self._next_step = state["next_step"]
 
 
 class EvaluationLoader:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion
 from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, sample_completions
@@ -99,7 +99,7 @@ class Evaluator:
             policy,
             self.reference,
             self.prompts,
-            max_response_tokens=self.data.hparams.max_response_tokens,
+            max_response_tokens=self.data.max_response_tokens,
             seed=self._seed,
             batch_size=self._batch_size,
             on_batch=on_batch,
@@ -137,9 +137,16 @@ class Evaluator:
 
     def _pair_metrics(self, policy: Policy, alignment: AlignmentObjective) -> dict[str, float]:
         pairs = self.data.evaluation_set
-        if not len(pairs):
+        assert isinstance(pairs, PreferenceSet)  # a reference has been attached
+        if pairs.reference_log_probs is None:  # to none, where no pair is held out
             return {}
-        totals = response_totals(policy, pairs, self.data.evaluation_batch_size)
+        # The reference's own totals are known; computed anew they could differ in their last digit.
+        is_reference = policy is self.reference
+        totals = (
+            pairs.reference_log_probs
+            if is_reference
+            else response_totals(policy, pairs, self.data.evaluation_batch_size)
+        )
         log_ratios = torch.from_numpy(totals - pairs.reference_log_probs)
         lengths = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs.tokenized])
         chosen, rejected = log_ratios.unbind(dim=1)

@@ -1,13 +1,15 @@
 """Preferences as Sec. 2.1 has them: responses sampled from a policy, labelled by a gold reward model."""
 
 import json
+import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part, post_position
@@ -77,7 +79,7 @@ def sample_pairs(
                 policy.causal_lm,
                 prompts,
                 eos_token_id=end_of_text_id(policy.tokenizer),
-                max_response_tokens=data.hparams.max_response_tokens,
+                max_response_tokens=data.max_response_tokens,
                 seed=2 * seed + draw,
                 batch_size=batch_size,
                 on_batch=None if on_batch is None else lambda n: on_batch(n, 2 * len(prompts)),
@@ -110,60 +112,80 @@ class LabelledPairs(NamedTuple):
     left_out: Counter[str]
 
 
-def label_pairs(
-    pairs: Sequence[SampledPair],
-    by: Literal["gold", "human"],
-    judge: GoldRewardJudge | None = None,
-    *,
-    seed: int = 0,
-) -> LabelledPairs:
-    """Label pairs.
+def label_by_gold(pairs: Sequence[SampledPair], judge: GoldRewardJudge, *, seed: int = 0) -> LabelledPairs:
+    """First against second sample, the label drawn with Eq. 1's probability under the gold reward model.
 
     Args:
         pairs: what :func:`sample_pairs` gave.
-        by: ``gold``: first against second sample, the label drawn with Eq. 1's probability under the gold
-            reward model; ``human``: the person's response is chosen over the first sample.
-        judge: the gold reward model, for ``gold``.
-        seed: fixes the draws of labels.
-
-    Raises:
-        ValueError: ``gold`` without a judge.
+        judge: the gold reward model.
+        seed: fixes the draws.
     """
-    if by == "gold" and judge is None:
-        raise ValueError("labels by gold need a gold reward model: give --gold-model")
+    usable, left_out = _usable((pair, pair.id, pair.first, pair.second) for pair in pairs)
+    prompts = [pair.prompt for pair, _, _, _ in usable]
+    first = judge.rewards(prompts, [response for _, _, response, _ in usable])
+    second = judge.rewards(prompts, [response for _, _, _, response in usable])
+    first_wins = np.random.default_rng(seed).random(len(usable)) < expit(first - second)
+    rows = []
+    for (pair, row_id, a, b), wins, reward_a, reward_b in zip(usable, first_wins, first, second, strict=True):
+        sides = ((a, reward_a), (b, reward_b)) if wins else ((b, reward_b), (a, reward_a))
+        (chosen, chosen_reward), (rejected, rejected_reward) = sides
+        rewards = {"chosen_gold_reward": chosen_reward, "rejected_gold_reward": rejected_reward}
+        flipped = {"flipped": bool(chosen_reward < rejected_reward)}
+        rows.append(_row(pair, row_id, chosen, rejected) | rewards | flipped)
+    return LabelledPairs(rows, left_out)
+
+
+def label_by_human(pairs: Sequence[SampledPair], *, seed: int = 0) -> LabelledPairs:
+    """The person's response over each of four others: what trains a gold reward model (Eq. 2).
+
+    The others are both samples, the response to another post, and the person's own with its words shuffled
+    or repeated. On samples alone a reward model never meets what an over-optimized policy writes, and may
+    value it above people's responses.
+
+    Args:
+        pairs: what :func:`sample_pairs` gave.
+        seed: fixes which other post, and how words are shuffled.
+    """
+    generator = random.Random(seed)
+
+    def comparisons() -> Iterator[tuple[SampledPair, str, str, str]]:
+        for pair in pairs:
+            yield pair, f"{pair.id} first", pair.human, pair.first
+            yield pair, f"{pair.id} second", pair.human, pair.second
+            yield pair, f"{pair.id} off topic", pair.human, generator.choice(pairs).human
+            yield pair, f"{pair.id} disfluent", pair.human, _disfluent(pair.human, generator)
+
+    usable, left_out = _usable(comparisons())
+    return LabelledPairs([_row(*comparison) for comparison in usable], left_out)
+
+
+def _disfluent(response: str, generator: random.Random) -> str:
+    words = response.split()
+    if generator.random() < 0.5:
+        generator.shuffle(words)
+    else:
+        words = generator.choices(words[: max(1, len(words) // 2)], k=len(words))
+    return " " + " ".join(words)
+
+
+def _usable(
+    comparisons: Iterable[tuple[SampledPair, str, str, str]],
+) -> tuple[list[tuple[SampledPair, str, str, str]], Counter[str]]:
     left_out: Counter[str] = Counter()
-    usable: list[tuple[SampledPair, str, str]] = []
-    for pair in pairs:
-        a, b = (pair.first, pair.second) if by == "gold" else (pair.human, pair.first)
+    usable = []
+    for pair, row_id, a, b in comparisons:
         if not a.strip() or not b.strip():
             left_out["an empty response"] += 1
         elif a.strip() == b.strip():
             left_out["equal responses"] += 1
         else:
-            usable.append((pair, a, b))
-    rows: list[dict[str, object]] = []
-    if by == "human":
-        rows = [_row(pair, chosen, rejected) for pair, chosen, rejected in usable]
-    elif usable:
-        assert judge is not None
-        prompts = [pair.prompt for pair, _, _ in usable]
-        first = judge.rewards(prompts, [a for _, a, _ in usable])
-        second = judge.rewards(prompts, [b for _, _, b in usable])
-        uniforms = np.random.default_rng(seed).random(len(usable))
-        first_wins = uniforms < 1 / (1 + np.exp(second - first))
-        for (pair, a, b), wins, reward_a, reward_b in zip(usable, first_wins, first, second, strict=True):
-            row = _row(pair, a, b) if wins else _row(pair, b, a)
-            row["chosen_gold_reward"], row["rejected_gold_reward"] = (
-                (reward_a, reward_b) if wins else (reward_b, reward_a)
-            )
-            row["flipped"] = bool(wins != (reward_a > reward_b))
-            rows.append(row)
-    return LabelledPairs(rows, left_out)
+            usable.append((pair, row_id, a, b))
+    return usable, left_out
 
 
-def _row(pair: SampledPair, chosen: str, rejected: str) -> dict[str, object]:
+def _row(pair: SampledPair, row_id: str, chosen: str, rejected: str) -> dict[str, object]:
     return {
-        "id": pair.id,
+        "id": row_id,
         "post_id": pair.post_id,
         "prompt": pair.prompt,
         "chosen": chosen,

@@ -52,17 +52,22 @@ def evaluation_prompts(data: PreferenceDataModule, num_prompts: int, opponent: s
     if opponent not in ("human", "preferred"):
         raise ValueError(f"unknown opponent {opponent!r}; one of human, preferred")
     if opponent == "human":
-        held_out = data.held_out_demonstrations()
-        responses = [example.response for example in held_out.examples]
+        demonstrations = data.held_out_demonstrations()
+        rows = [
+            (example.example_id, example.post_id, tokenized.prompt_ids, example.response)
+            for example, tokenized in zip(demonstrations.examples, demonstrations.tokenized, strict=True)
+        ]
     else:
-        held_out = data.held_out_preferences()
-        responses = [example.chosen for example in held_out.examples]
+        preferences = data.held_out_preferences()
+        rows = [
+            (example.example_id, example.post_id, tokenized.prompt_ids, example.chosen)
+            for example, tokenized in zip(preferences.examples, preferences.tokenized, strict=True)
+        ]
     by_post: dict[str, EvaluationPrompt] = {}
-    for example, tokenized, response in zip(held_out.examples, held_out.tokenized, responses, strict=True):
-        ids = tokenized.prompt_ids.tolist()
+    for example_id, post_id, prompt_ids, response in rows:
+        ids = prompt_ids.tolist()
         text = data.tokenizer.decode(ids, skip_special_tokens=True)
-        prompt = EvaluationPrompt(example.example_id, example.post_id, ids, text, response)
-        by_post.setdefault(example.post_id, prompt)
+        by_post.setdefault(post_id, EvaluationPrompt(example_id, post_id, ids, text, response))
     if len(by_post) < num_prompts:
         raise ValueError(
             f"{num_prompts} evaluation prompts wanted, {len(by_post)} held-out posts found: ask for fewer prompts "

@@ -23,7 +23,7 @@ class WinRate(NamedTuple):
         high: upper end.
         tie_share: ties among readable verdicts.
         unreadable_share: unreadable among all verdicts.
-        count: readable verdicts.
+        num_readable: readable verdicts.
     """
 
     win_rate: float
@@ -32,7 +32,7 @@ class WinRate(NamedTuple):
     high: float
     tie_share: float
     unreadable_share: float
-    count: int
+    num_readable: int
 
 
 def win_rate(verdicts: Sequence[Verdict], *, seed: int = 0) -> WinRate:
@@ -62,7 +62,7 @@ def win_rate(verdicts: Sequence[Verdict], *, seed: int = 0) -> WinRate:
         high=high,
         tie_share=ties / len(readable),
         unreadable_share=unreadable_share,
-        count=len(readable),
+        num_readable=len(readable),
     )
 
 

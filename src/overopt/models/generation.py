@@ -87,7 +87,7 @@ def _sample_batch(
     prompts: Sequence[Sequence[int]],
     uniforms: Float[Tensor, "sequence token"],
     eos_token_id: int,
-) -> Int[Tensor, "sequence token"]:
+) -> Int[Tensor, "sequence drawn_token"]:
     device = causal_lm.device
     longest = max(map(len, prompts))
     # Padded on the left, so that every row's next token is predicted at the last position. Any id pads: it is masked.

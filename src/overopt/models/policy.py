@@ -10,18 +10,13 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GPTNeoXConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from overopt.checkpoints.format import (
-    POLICY_PREFIX,
-    ModelDescription,
-    read_model_checkpoint,
-)
+from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
 from overopt.models.log_probs import response_log_probs
 
 
@@ -126,19 +121,18 @@ def load_policy(location: str | Path) -> Policy:
         causal_lm = AutoModelForCausalLM.from_config(_without_dropout(checkpoint.description.config()))
         causal_lm.load_state_dict(checkpoint.weights)
         return Policy(causal_lm, checkpoint.description.tokenizer())
-    if path.suffix == ".ckpt" or path.is_absolute() or str(location).startswith("."):
-        if not (path / "config.json").is_file():
-            raise ValueError(f"no policy at {location}: expected a .ckpt file or a folder with config.json")
+    is_path = path.suffix == ".ckpt" or path.is_absolute() or str(location).startswith(".") or path.is_dir()
+    if is_path and not (path / "config.json").is_file():
+        raise ValueError(f"no policy at {location}: expected a .ckpt file or a folder with config.json")
     try:
         config = _without_dropout(AutoConfig.from_pretrained(location))
-        tokenizer = AutoTokenizer.from_pretrained(location)
         causal_lm = AutoModelForCausalLM.from_pretrained(location, config=config, dtype="float32")
     except OSError as error:
         raise ValueError(
             f"no policy {str(location)!r} as a file, a folder or in reach of the hub; "
             "give a .ckpt file or a folder with config.json, weights and tokenizer"
         ) from error
-    return Policy(causal_lm, tokenizer)
+    return Policy(causal_lm, load_tokenizer(location))
 
 
 def weights_hash(policy: Policy) -> str:

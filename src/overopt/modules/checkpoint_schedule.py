@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from overopt.data.step_loader import StepLoader
 from overopt.modules.step import StepModule
 
 
@@ -48,7 +49,7 @@ class CheckpointSchedule(Checkpoint):
         """Plan: what is due, less what a resumed run has passed."""
         assert isinstance(pl_module, StepModule)
         total = total_examples(trainer)
-        wanted = self._examples or [round(fraction * total) for fraction in self._fractions]
+        wanted = [round(f * total) for f in self._fractions] if self._examples is None else self._examples
         self._due = sorted({n for n in wanted if pl_module.examples_seen < n < total})
 
     def on_train_batch_end(
@@ -85,6 +86,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 def total_examples(trainer: Trainer) -> int:
     """Examples that the whole run will see, all epochs and ranks counted."""
     loader = trainer.train_dataloader
+    assert isinstance(loader, StepLoader)
     steps = int(trainer.estimated_stepping_batches)
     epochs, rest = divmod(steps, len(loader))
-    return int(epochs * loader.num_examples + rest * loader.batch_size)
+    return epochs * loader.num_examples + rest * loader.batch_size

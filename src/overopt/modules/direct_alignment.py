@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
-from overopt.data.datamodule import PreferenceDataModule, TokenizedSet
+from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
 from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
 from overopt.data.schema import PreferenceBatch
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
@@ -60,6 +60,8 @@ class AlignmentObjective:
     smoothing: Literal["conservative", "robust"] = "conservative"
 
     def __post_init__(self) -> None:
+        if self.smoothing not in LABEL_SMOOTHINGS:
+            raise ValueError(f"unknown smoothing {self.smoothing!r}; one of {', '.join(LABEL_SMOOTHINGS)}")
         none = torch.zeros(0)
         self.pair_losses(PairScores(none, none, none.int()))  # refuses bad settings before any training
 
@@ -117,7 +119,8 @@ class DirectAlignmentModule(StepModule):
         if hasattr(self, "policy"):
             return
         self.policy = load_policy(self.reference)
-        attach_reference_log_probs(self.policy.to(self.device), self.trainer.datamodule)
+        with self.trainer.precision_plugin.forward_context():
+            attach_reference_log_probs(self.policy.to(self.device), self.data, precision=str(self.trainer.precision))
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed objective, and what tells a healthy run from a broken one."""
@@ -182,32 +185,39 @@ class DirectAlignmentModule(StepModule):
             },
             prog_bar=True,
         )
+        self.log_examples_seen()
         for metric in (self.pair_loss, self.accuracy, self.forward_kl):
             metric.reset()
 
 
 @torch.inference_mode()
-def response_totals(policy: Policy, pairs: TokenizedSet, batch_size: int) -> Float[np.ndarray, "pair 2"]:
+def response_totals(policy: Policy, pairs: PreferenceSet, batch_size: int) -> Float[np.ndarray, "pair 2"]:
     """Log-probabilities of chosen and rejected responses under a policy [nats], summed over tokens, float32."""
     device = next(policy.parameters()).device
     totals = []
-    for batch in pairs.batches(batch_size):
-        tokens = batch.tokens
+    for first in range(0, len(pairs), batch_size):
+        tokens = pairs.collate(range(first, min(first + batch_size, len(pairs)))).tokens
         log_probs = policy(tokens.input_ids.to(device), tokens.response_mask.to(device)).sum(dim=1)
         totals.append(torch.stack(log_probs.chunk(2), dim=1).cpu().numpy())
     return np.concatenate(totals)
 
 
-def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule) -> None:
+def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule, *, precision: str = "32-true") -> None:
     """Give the DataModule's pairs their reference log-probabilities, from its cache where they are known.
 
     Args:
-        reference: the reference policy, in the precision that trains; only read.
+        reference: the reference policy; only read.
         data: holds preferences and has been set up.
+        precision: Lightning's name of the precision that the caller runs this in, a part of the cache's key.
+
+    Raises:
+        ValueError: the data holds demonstrations.
     """
     weights = weights_hash(reference)
     for pairs in (data.train_set, data.evaluation_set):
+        if not isinstance(pairs, PreferenceSet):
+            raise ValueError("a reference scores labelled pairs, this data holds demonstrations: examples=preferences")
         if len(pairs):
-            key = ReferenceKey(weights=weights, tokens=pairs.tokens_hash, dtype="float32")
+            key = ReferenceKey(weights=weights, tokens=pairs.tokens_hash, precision=precision)
             compute = partial(response_totals, reference, pairs, data.evaluation_batch_size)
             pairs.reference_log_probs = cached_reference_log_probs(data.reference_cache_dir, key, compute)

@@ -24,7 +24,7 @@ class OptimizerSettings:
 
     name: Literal["rmsprop", "adamw"] = "rmsprop"
     learning_rate: float = 0.5e-6
-    warmup_steps: float = 150
+    warmup_steps: int | float = 150
     decay: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
 

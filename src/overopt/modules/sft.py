@@ -48,7 +48,7 @@ class SFTModule(StepModule):
         if self.start is not None:
             self.policy = load_policy(self.start)
             return
-        data = self.trainer.datamodule
+        data = self.data
         self.policy = new_policy(replace(self.architecture, max_tokens=data.max_tokens), data.tokenizer)
 
     def loss_sum(self, micro_batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:

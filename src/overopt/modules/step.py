@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import Any
 
 from lightning import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from overopt.checkpoints.format import (
     read_training,
     write_description,
 )
-from overopt.data.schema import PreferenceBatch, StepBatch, TokenBatch
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.schema import StepBatch
+from overopt.data.tokenization import tokenizer_hash
 from overopt.modules.optimizers import OptimizerSettings
 
 
@@ -46,6 +49,22 @@ class StepModule(LightningModule):
     def describe_model(self) -> ModelDescription:
         """Architecture and tokenizer of the model in training."""
 
+    @abstractmethod
+    def parameters_to_log(self) -> dict[str, Any]:
+        """What tells this run from others: the objective and its settings."""
+
+    @property
+    def data(self) -> PreferenceDataModule:
+        """The trainer's DataModule.
+
+        Raises:
+            ValueError: the trainer was given another, or dataloaders instead.
+        """
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined] # set when the trainer is given one
+        if not isinstance(datamodule, PreferenceDataModule):
+            raise ValueError(f"{type(self).__name__} needs a PreferenceDataModule: trainer.fit(module, datamodule=...)")
+        return datamodule
+
     def describe_training(self) -> dict[str, Any]:
         """What a later stage must know of this training; plain values only."""
         logger = self.trainer.logger
@@ -62,6 +81,7 @@ class StepModule(LightningModule):
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         """Forward and backward of all micro-batches; Lightning does the last backward and the step."""
         optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
         # Strategies average gradients over ranks; a step divides by its examples only.
         divisor = batch.num_examples / self.trainer.world_size
@@ -70,7 +90,7 @@ class StepModule(LightningModule):
             loss, sums = self.loss_sum(micro_batch)
             loss = loss * (scale / divisor)
             for name, value in {"loss": loss, **{k: v * (scale / divisor) for k, v in sums.items()}}.items():
-                totals[name] = totals.get(name, 0.0) + value.detach()
+                totals[name] = totals[name] + value.detach() if name in totals else value.detach()
             if i < len(batch.micro_batches) - 1:
                 self.trainer.strategy.backward(loss, None)
         self.log_dict(
@@ -81,9 +101,20 @@ class StepModule(LightningModule):
         # The progress bar has room for one number.
         self.log("loss", totals["loss"], prog_bar=True, logger=False, batch_size=batch.num_examples)
         self.examples_seen += batch.num_examples
-        # Lightning takes a metric of this name for the horizontal axis.
-        self.log("step", float(self.examples_seen), batch_size=batch.num_examples)
+        self.log_examples_seen()
         return loss
+
+    def on_validation_epoch_end(self) -> None:
+        """Put validation metrics on the axis of the training metrics."""
+        self.log_examples_seen()
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self.log_examples_seen()
+
+    def log_examples_seen(self) -> None:
+        """Make examples seen the horizontal axis of what is logged now: Lightning takes a metric ``step`` for it."""
+        self.log("step", float(self.examples_seen), batch_size=1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with its schedule, stepped once an optimiser step."""
@@ -104,20 +135,19 @@ class StepModule(LightningModule):
         write_description(checkpoint, self.describe_model(), self.describe_training())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another architecture before any weight is copied."""
-        found, expected = read_description(checkpoint), self.describe_model()
-        if found.shape != expected.shape:
-            raise ValueError(f"the checkpoint holds a {found.shape}; this run trains a {expected.shape}")
+        """Refuse a checkpoint of another stage, architecture or tokenizer before any weight is copied."""
         stage = read_training(checkpoint)["stage"]
         if stage != self.stage_name:
             raise ValueError(
                 f"the checkpoint was written by stage {stage!r}, this is {self.stage_name!r}: to start from its "
                 "weights give it as the model's policy or reference, not as ckpt_path"
             )
+        found, expected = read_description(checkpoint), self.describe_model()
+        if found.shape != expected.shape:
+            raise ValueError(f"the checkpoint holds a {found.shape}; this run trains a {expected.shape}")
+        if tokenizer_hash(found.tokenizer()) != tokenizer_hash(expected.tokenizer()):
+            raise ValueError(
+                "the checkpoint's tokenizer is not this run's: resume on the data that it was trained on, or give "
+                "the checkpoint as data.tokenizer"
+            )
         self.examples_seen = read_training(checkpoint)["examples_seen"]
-
-
-def num_sequences(batch: TokenBatch | PreferenceBatch) -> int:
-    """Sequences of a batch, for Lightning's averages."""
-    tokens = batch.tokens if isinstance(batch, PreferenceBatch) else batch
-    return tokens.input_ids.shape[0]

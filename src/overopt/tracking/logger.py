@@ -5,7 +5,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import MLFlowLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from overopt.models.policy import model_name
 from overopt.modules.step import StepModule
@@ -34,19 +35,33 @@ class MLflowTracker(MLFlowLogger):
         run_name: str | None = None,
         run_id: str | None = None,
     ) -> None:
-        # Lightning builds loggers on every rank; a store is opened, and if need be made, by one.
-        if rank_zero_only.rank == 0:
-            experiment_id(open_store(tracking_uri, create=True), experiment)
+        _make_experiment(tracking_uri, experiment)
         super().__init__(
             experiment_name=experiment,
             run_name=run_name,
             run_id=run_id,
             tracking_uri=resolve_tracking_uri(tracking_uri),
         )
+        self.interrupted = False
+
+    def finalize(self, status: str = "success") -> None:
+        """End the run: FINISHED, FAILED, or KILLED where somebody stopped it."""
+        super().finalize("KILLED" if self.interrupted and status == "failed" else status)
+
+
+@rank_zero_only
+def _make_experiment(tracking_uri: str | None, experiment: str) -> None:
+    """Lightning builds loggers on every rank; a store is opened, and if need be made, by one."""
+    experiment_id(open_store(tracking_uri, create=True), experiment)
 
 
 class RunRecord(Callback):
     """Logs what tells one run from another: stage, objective, model, data, seed, code, versions."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell the tracker a stop from a failure."""
+        if isinstance(trainer.logger, MLflowTracker):
+            trainer.logger.interrupted = isinstance(exception, (KeyboardInterrupt, SystemExit, SIGTERMException))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write parameters and the stage tag, once a run."""
@@ -54,13 +69,14 @@ class RunRecord(Callback):
         if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
             return
         client, run_id = trainer.logger.experiment, trainer.logger.run_id
+        assert run_id is not None  # on the process that owns the run
         log_params(client, run_id, run_parameters(trainer, pl_module))
         client.set_tag(run_id, STAGE_TAG, pl_module.stage_name)
 
 
 def run_parameters(trainer: Trainer, module: StepModule) -> dict[str, Any]:
     """The parameters of a training run, as the contract between the parts names them."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = module.data
     num_parameters = sum(parameter.numel() for parameter in module.parameters())
     return {
         **module.parameters_to_log(),

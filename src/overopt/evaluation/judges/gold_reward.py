@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float64
+from scipy.special import expit
 
 from overopt.data.prompt_format import encode_prompts
 from overopt.data.tokenization import (
@@ -37,15 +38,12 @@ class GoldRewardJudge:
 
     def judge(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """Graded verdicts, each with the sample's gold reward."""
-        unknown = list(
-            {(c.prompt, c.opponent) for c in comparisons if (c.prompt, c.opponent) not in self._opponent_rewards}
-        )
-        unknown.sort()
+        unknown = sorted({(c.prompt, c.opponent) for c in comparisons} - self._opponent_rewards.keys())
         rewards = self.rewards([prompt for prompt, _ in unknown], [response for _, response in unknown])
         self._opponent_rewards.update(zip(unknown, rewards.tolist(), strict=True))
         opponents = np.array([self._opponent_rewards[c.prompt, c.opponent] for c in comparisons])
         samples = self.rewards([c.prompt for c in comparisons], [c.sample for c in comparisons])
-        wins = 1 / (1 + np.exp(opponents - samples))
+        wins = expit(samples - opponents)
         return [
             Verdict("graded", win, sample_reward=reward)
             for win, reward in zip(wins.tolist(), samples.tolist(), strict=True)

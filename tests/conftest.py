@@ -1,0 +1,93 @@
+"""A tiny tokenizer, policy and checkpoint, and a folder of preferences that all stages can run on.
+
+Everything heavy is imported when a fixture is asked for: the analysis needs no torch, nor do its tests.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    from overopt.data.tokenization import train_bpe
+    from tiny import sampled_pairs
+
+    return train_bpe([text for p in sampled_pairs() for text in (p.prompt, p.first, p.second, p.human)], vocab_size=300)
+
+
+@pytest.fixture
+def tiny_policy(tiny_tokenizer: Any) -> Any:
+    from tiny import seeded_policy
+
+    return seeded_policy(0, tiny_tokenizer, scale=5.0)
+
+
+@pytest.fixture(scope="session")
+def preference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from overopt.evaluation.preference_pairs import LabelledPairs, write_preferences
+    from tiny import sampled_pairs
+
+    folder = tmp_path_factory.mktemp("preferences")
+    pairs = sampled_pairs()
+    rows: list[dict[str, object]] = [
+        {"id": p.id, "post_id": p.post_id, "prompt": p.prompt, "chosen": p.first, "rejected": p.second} for p in pairs
+    ]
+    write_preferences(folder, LabelledPairs(rows, Counter()), pairs)
+    return folder
+
+
+@pytest.fixture
+def make_data(preference_folder: Path, tmp_path: Path) -> Callable[..., Any]:
+    """PreferenceDataModule on the tiny preferences, not set up; arguments change its settings."""
+    from overopt.data.datamodule import PreferenceDataModule
+
+    def make(**changes: Any) -> PreferenceDataModule:
+        settings = {
+            "source": "jsonl",
+            "path": str(preference_folder),
+            "vocab_size": 300,
+            "batch_size": 8,
+            "evaluation_batch_size": 5,
+            "evaluation_fraction": 0.3,
+            "gold_fraction": 0.1,
+            "cache_dir": str(tmp_path / "cache"),
+        }
+        return PreferenceDataModule(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Any]:
+    from tiny import quiet_trainer
+
+    def make(**changes: Any) -> Any:
+        return quiet_trainer(tmp_path, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sft_checkpoint(preference_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real checkpoint of a policy after one epoch of SFT."""
+    import torch
+
+    from overopt.data.datamodule import PreferenceDataModule
+    from overopt.modules.checkpoint_schedule import CheckpointSchedule
+    from overopt.modules.sft import SFTModule
+    from tiny import TINY, quiet_trainer
+
+    folder = tmp_path_factory.mktemp("sft")
+    data = PreferenceDataModule(
+        "jsonl", str(preference_folder), vocab_size=300, evaluation_fraction=0.3, cache_dir=str(folder / "cache")
+    )
+    schedule = CheckpointSchedule(str(folder / "checkpoints"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True)
+        trainer.fit(SFTModule(architecture=TINY), datamodule=data)
+    return folder / "checkpoints" / "last.ckpt"
