@@ -24,12 +24,12 @@ def sampled_pairs() -> list[SampledPair]:
     """One pair a post, its responses of 1 to 9 words, no two of a pair alike."""
     draw = random.Random(0)
 
-    def sentence() -> str:
-        return " " + " ".join(draw.choices(WORDS, k=draw.randint(1, 9))) + "."
+    def sentence(longest: int = 9) -> str:
+        return " " + " ".join(draw.choices(WORDS, k=draw.randint(1, longest))) + "."
 
     return [
         SampledPair(
-            f"row {i}", f"post {i}", f"Post {i}: the cat{sentence()}\nTL;DR:", sentence(), sentence(), sentence()
+            f"row {i}", f"post {i}", f"Post {i}: the cat{sentence(3)}\nTL;DR:", sentence(), sentence(), sentence()
         )
         for i in range(NUM_POSTS)
     ]

@@ -149,8 +149,6 @@ class PreferenceDataModule(LightningDataModule):
                 "batch sizes and max_examples must be at least 1, got "
                 f"{batch_size=}, {evaluation_batch_size=}, {max_examples=}"
             )
-        if examples not in ("demonstrations", "preferences"):
-            raise ValueError(f"examples are demonstrations or preferences, got {examples!r}")
         self.save_hyperparameters()
         self.source = make_source(source, None if path is None else Path(path), Path(cache_dir))
         own = self.source.split_fractions

@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text, split so that what may be cut is known.
+    r"""A prompt as text, split so that what may be cut is known.
 
     Attributes:
         prefix: text before the post; the whole prompt where there is no post.
         post: the only part that may be cut when the prompt is too long; ``None`` where nothing may be.
-        suffix: text after the post, such as ``"\\n\\nTL;DR:"``; never cut.
+        suffix: text after the post, such as ``"\n\nTL;DR:"``; never cut.
     """
 
     prefix: str
