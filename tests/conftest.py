@@ -50,7 +50,7 @@ def make_data(preference_folder: Path, tmp_path: Path) -> Callable[..., Any]:
             "source": "jsonl",
             "path": str(preference_folder),
             "vocab_size": 300,
-            "batch_size": 8,
+            "batch_size": 6,  # 32 training examples: the last step of an epoch has 2
             "evaluation_batch_size": 5,
             "evaluation_fraction": 0.3,
             "gold_fraction": 0.1,

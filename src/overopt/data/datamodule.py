@@ -4,12 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from lightning import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerFast
 
 from overopt.checkpoints.format import load_tokenizer
@@ -170,6 +171,8 @@ class PreferenceDataModule(LightningDataModule):
         self._max_examples = max_examples
         self._seed = seed
         self._read: SourceRead | None = None
+        self._train_loader: StepLoader | None = None
+        self._resume_from: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
         """Read the source and train the tokenizer on one process, so that the others find them."""
@@ -234,7 +237,7 @@ class PreferenceDataModule(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """Optimiser steps of this process."""
         rank, world_size = self._place()
-        return StepLoader(
+        self._train_loader = StepLoader(
             len(self.train_set),
             self.train_set.collate,
             batch_size=self.batch_size,
@@ -243,6 +246,10 @@ class PreferenceDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+        if self._resume_from is not None:
+            self._train_loader.load_state_dict(self._resume_from)
+            self._resume_from = None
+        return self._train_loader
 
     def val_dataloader(self) -> EvaluationLoader:
         """Held-out examples, each on exactly one process."""
@@ -257,6 +264,19 @@ class PreferenceDataModule(LightningDataModule):
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch the training examples stand.
+
+        Lightning keeps a loader's own state, but restores it only into a loader that it makes after the restore:
+        asking for the number of steps, as learning-rate schedules do, makes one before.
+        """
+        return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict` with the next training loader, where training is resumed."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._resume_from = state_dict.get("train_loader")
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
