@@ -53,6 +53,7 @@ def sample_pairs(
     path: str | None = None,
     parts: list[Literal["train", "gold", "evaluation"]] = ["train", "evaluation"],  # noqa: B006
     max_pairs: int | None = None,
+    max_evaluation_pairs: int | None = None,
     seed: int = 0,
 ) -> None:
     """Sample two responses of a policy to each prompt, as pairs to be labelled (Sec. 2.1).
@@ -63,12 +64,13 @@ def sample_pairs(
         source: data source of the prompts; what the policy was trained on by default.
         path: file or folder of the source.
         parts: parts of the posts that prompts come from.
-        max_pairs: so many prompts at most of each part.
+        max_pairs: so many prompts at most of each part that is trained on.
+        max_evaluation_pairs: so many at most of the evaluation part.
         seed: fixes the draws.
     """
     from overopt.experiment import sample_pairs_to_file
 
-    sample_pairs_to_file(policy, out, source, path, parts, max_pairs, seed)
+    sample_pairs_to_file(policy, out, source, path, parts, max_pairs, max_evaluation_pairs, seed)
 
 
 def label_pairs(
@@ -80,7 +82,8 @@ def label_pairs(
         pairs: file that sample-pairs wrote.
         out: folder to write: pairs.jsonl and demonstrations.jsonl.
         by: gold: first against second sample, drawn with the gold reward model's probability (Eq. 1);
-            human: the person's response is chosen over the first sample (what trains a gold reward model).
+            human: the person's response over the samples, over another post's response and over its own words
+            in disorder (what trains a gold reward model).
         gold_model: checkpoint of the gold reward model.
         seed: fixes the draws of labels.
     """
@@ -219,7 +222,9 @@ def _run_stage(name: str, arguments: list[str]) -> None:
             return re.sub(r"--[a-z_]+", lambda option: option.group().replace("_", "-"), super().format_help())
 
     stage = STAGES[name]
-    parser = Parser(prog=f"overopt {name}", description=(inspect.getdoc(stage) or '').split('\n\nArgs:')[0], exit_on_error=False)
+    parser = Parser(
+        prog=f"overopt {name}", description=(inspect.getdoc(stage) or "").split("\n\nArgs:")[0], exit_on_error=False
+    )
     parser.add_argument("--config", action="config", help="YAML file of these options")
     parser.add_function_arguments(stage, as_group=False, as_positional=True)
     lists = [option for option, kind in inspect.get_annotations(stage).items() if "list[" in str(kind)]

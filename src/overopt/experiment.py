@@ -15,7 +15,8 @@ from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.preference_pairs import (
     LabelledPairs,
     SampledPair,
-    label_pairs,
+    label_by_gold,
+    label_by_human,
     read_sampled_pairs,
     sample_pairs,
     write_preferences,
@@ -65,6 +66,7 @@ def sample_pairs_to_file(
     path: str | None,
     parts: Sequence[Part],
     max_pairs: int | None,
+    max_evaluation_pairs: int | None,
     seed: int,
 ) -> list[SampledPair]:
     """Stage ``sample-pairs``; see :func:`overopt.cli.sample_pairs`."""
@@ -84,6 +86,7 @@ def sample_pairs_to_file(
             data,
             parts,
             max_pairs=max_pairs,
+            max_evaluation_pairs=max_evaluation_pairs,
             seed=seed,
             on_batch=lambda samples, total: progress.update(task, advance=samples, total=total),
         )
@@ -96,14 +99,15 @@ def label_pairs_to_folder(
     pairs_file: Path, out: Path, by: Literal["gold", "human"], gold_model: str | None, seed: int
 ) -> LabelledPairs:
     """Stage ``label-pairs``; see :func:`overopt.cli.label_pairs`."""
+    if (by == "gold") != (gold_model is not None):
+        raise ValueError("labels by gold need --gold-model, labels by human take none")
     pairs = read_sampled_pairs(pairs_file)
-    judge = None
-    if gold_model is not None:
-        settings = read_model_checkpoint(Path(gold_model)).data if Path(gold_model).is_file() else {}
-        judge = GoldRewardJudge(
-            load_reward_model(gold_model), max_response_tokens=settings.get("max_response_tokens", 64)
-        )
-    labelled = label_pairs(pairs, by, judge, seed=seed)
+    if gold_model is None:
+        labelled = label_by_human(pairs, seed=seed)
+    else:
+        reward_model = load_reward_model(gold_model)
+        limit = read_model_checkpoint(Path(gold_model)).data["max_response_tokens"]
+        labelled = label_by_gold(pairs, GoldRewardJudge(reward_model, max_response_tokens=limit), seed=seed)
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))

@@ -42,13 +42,14 @@ class Recipe:
         vocab_size: of the byte-level BPE that all models share.
         max_prompt_tokens: of all stages.
         max_response_tokens: of all stages, the end of text included.
-        batch_size: examples per optimiser step.
+        batch_size: examples per optimiser step of SFT and reward modelling.
         sft_steps: optimiser steps of the SFT policy.
         gold_sft_steps: optimiser steps of the language model that the gold reward model starts from; on the
             gold part of the posts, which no policy sees.
         gold_steps: optimiser steps of the gold reward model.
         gold_pairs: human summaries against samples, on the gold part.
         pairs: sampled pairs that policies are aligned to.
+        align_batch_size: pairs per optimiser step of alignment.
         align_steps: optimiser steps of an alignment run.
         evaluation_prompts: held-out prompts.
         sft_optimizer: of both language models.
@@ -56,21 +57,22 @@ class Recipe:
         align_optimizer: of alignment.
     """
 
-    betas: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    betas: tuple[float, ...] = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
     vocab_size: int = 2048
     max_prompt_tokens: int = 48
     max_response_tokens: int = 24
     batch_size: int = 64
     sft_steps: int = 1000
-    gold_sft_steps: int = 300
-    gold_steps: int = 250
-    gold_pairs: int = 5000
-    pairs: int = 3072
-    align_steps: int = 192
-    evaluation_prompts: int = 512
+    gold_sft_steps: int = 400
+    gold_steps: int = 400
+    gold_pairs: int = 6400
+    pairs: int = 2048
+    align_batch_size: int = 32
+    align_steps: int = 256
+    evaluation_prompts: int = 1024
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 1e-3, 0.1, "cosine")
-    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 3e-4, 0.3)
+    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 5e-4, 0.2)
 
 
 GOLD_SIZE = "0.7M"
@@ -252,19 +254,15 @@ def _gold_model(quick: Quickstart) -> Path:
     recipe = quick.recipe
     policy = _sft(quick, GOLD_SIZE, 0)
     module = SFTModule(architecture=EMBEDDED_SIZES[GOLD_SIZE], optimizer=recipe.sft_optimizer)
-    base = quick.train(
-        "gold-base", module, quick.data(part="gold", tokenizer=str(policy)), recipe.gold_sft_steps, 0
-    )
+    base = quick.train("gold-base", module, quick.data(part="gold", tokenizer=str(policy)), recipe.gold_sft_steps, 0)
 
     def make_pairs(folder: Path) -> None:
         file = folder / "sampled.jsonl"
-        sample_pairs_to_file(str(policy), file, None, None, ["gold", "evaluation"], recipe.gold_pairs, 0)
+        sample_pairs_to_file(str(policy), file, None, None, ["gold", "evaluation"], recipe.gold_pairs, 512, 0)
         label_pairs_to_folder(file, folder / "labelled", "human", None, 0)
 
     pairs = quick.make("gold-pairs", {"policy": _key(policy), "pairs": recipe.gold_pairs}, make_pairs)
-    data = quick.data(
-        source="jsonl", path=str(pairs / "labelled"), examples="preferences", tokenizer=str(policy)
-    )
+    data = quick.data(source="jsonl", path=str(pairs / "labelled"), examples="preferences", tokenizer=str(policy))
     return quick.train("gold", RewardModule(str(base), recipe.gold_optimizer), data, recipe.gold_steps, 0)
 
 
@@ -276,13 +274,20 @@ def _align_all(
 
     def make_pairs(folder: Path) -> None:
         file = folder / "sampled.jsonl"
-        sample_pairs_to_file(str(reference), file, None, None, ["train", "evaluation"], recipe.pairs, 1 + seed)
+        sample_pairs_to_file(
+            str(reference), file, None, None, ["train", "evaluation"], recipe.pairs, recipe.evaluation_prompts, 1 + seed
+        )
         label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), seed)
 
     settings = {"policy": _key(reference), "gold": _key(gold), "pairs": recipe.pairs, "seed": seed}
     pairs = quick.make(f"pairs-{size}-seed{seed}", settings, make_pairs)
     data = quick.data(
-        source="jsonl", path=str(pairs / "labelled"), examples="preferences", tokenizer=str(reference), seed=seed
+        source="jsonl",
+        path=str(pairs / "labelled"),
+        examples="preferences",
+        tokenizer=str(reference),
+        batch_size=recipe.align_batch_size,
+        seed=seed,
     )
     evaluator = Evaluator(
         data, load_policy(reference), gold_judge(gold, data), num_prompts=recipe.evaluation_prompts, seed=seed
@@ -292,9 +297,7 @@ def _align_all(
         paths = sorted((folder / "checkpoints").glob("examples-*.ckpt"))
         with progress_bar() as progress:
             task = progress.add_task("evaluating", total=(len(paths) + 1) * recipe.evaluation_prompts)
-            evaluations = evaluate_paths(
-                evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n)
-            )
+            evaluations = evaluate_paths(evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n))
         record_evaluations(quick.client, run_id, evaluations, folder / "evaluation", evaluator)
 
     for objective in objectives:

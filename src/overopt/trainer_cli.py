@@ -45,7 +45,6 @@ class OveroptCLI(LightningCLI):
         if data.tokenizer is None:
             data.tokenizer = model.init_args.get("policy") or model.init_args.get("reference")
 
-
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with checkpoints that are whole or absent."""
         plugins = self.config_init[self.subcommand].trainer.plugins or []

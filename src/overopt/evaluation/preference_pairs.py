@@ -1,6 +1,5 @@
 """Preferences as Sec. 2.1 has them: responses sampled from a policy, labelled by a gold reward model."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part, post_position
 from overopt.data.tokenization import end_of_text_id
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
-from overopt.evaluation.records import write_json_lines
+from overopt.evaluation.records import read_json_lines, write_json_lines
 from overopt.models.generation import sample_responses
 from overopt.models.policy import Policy
 
@@ -47,6 +46,7 @@ def sample_pairs(
     parts: Sequence[Part],
     *,
     max_pairs: int | None = None,
+    max_evaluation_pairs: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
     on_batch: Callable[[int, int], None] | None = None,
@@ -57,7 +57,8 @@ def sample_pairs(
         policy: usually the SFT policy.
         data: set up; its demonstrations give prompts.
         parts: which posts: train, gold, evaluation.
-        max_pairs: so many prompts at most of each part, chosen by a hash of their posts.
+        max_pairs: so many prompts at most of each part that is trained on, chosen by a hash of their posts.
+        max_evaluation_pairs: the same of the evaluation part.
         seed: fixes the draws.
         batch_size: prompts at a time.
         on_batch: told after each batch how many samples it had, and how many there will be.
@@ -68,7 +69,7 @@ def sample_pairs(
         for example in sorted(
             data.part_of(data.read.demonstrations, part),
             key=lambda d: (post_position("pairs " + d.post_id), d.example_id),
-        )[:max_pairs]
+        )[: max_evaluation_pairs if part == "evaluation" else max_pairs]
     ]
     tokenized = data.tokenize_demonstrations(chosen)
     prompts = [row.prompt_ids.tolist() for row in tokenized.tokenized]
@@ -204,15 +205,7 @@ def read_sampled_pairs(path: Path) -> list[SampledPair]:
     Raises:
         ValueError: no such file, or a line that is no sampled pair.
     """
-    if not path.is_file():
-        raise ValueError(f"no sampled pairs at {path}")
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            pairs.append(SampledPair(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no sampled pair ({error})") from error
-    return pairs
+    return read_json_lines(path, "sampled pair", lambda row: SampledPair(**row))
 
 
 def write_preferences(folder: Path, labelled: LabelledPairs, pairs: Sequence[SampledPair]) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
+
+RecordT = TypeVar("RecordT")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,30 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
     os.replace(unfinished, path)
 
 
+def read_json_lines(path: Path, kind: str, make: Callable[[dict[str, Any]], RecordT]) -> list[RecordT]:
+    """Records of a file that :func:`write_json_lines` wrote.
+
+    Args:
+        path: the file.
+        kind: what a record is called, for messages.
+        make: a record out of a row; a KeyError or TypeError means that it is none.
+
+    Raises:
+        ValueError: no such file, or a line that is no record.
+    """
+    if not path.is_file():
+        raise ValueError(f"no {kind}s at {path}")
+    records = []
+    # In bytes, whose lines end at a newline only: text may hold the line separators of Unicode.
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(make(json.loads(line)))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: no {kind} ({error})") from error
+    return records
+
+
 def write_completions(path: Path, completions: Iterable[Completion]) -> None:
     """Keep completions as JSON Lines."""
     write_json_lines(path, ({**asdict(c), "response_tokens": c.response_tokens} for c in completions))
@@ -99,14 +126,5 @@ def read_completions(path: Path) -> list[Completion]:
     Raises:
         ValueError: no such file, or a line that is no completion.
     """
-    if not path.is_file():
-        raise ValueError(f"no completions at {path}")
-    names = {field.name for field in fields(Completion)}
-    completions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            completions.append(Completion(**{name: row[name] for name in names}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: no completion ({error})") from error
-    return completions
+    names = [field.name for field in fields(Completion)]
+    return read_json_lines(path, "completion", lambda row: Completion(**{name: row[name] for name in names}))

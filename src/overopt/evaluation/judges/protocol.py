@@ -1,11 +1,12 @@
 """The interface that every judge keeps."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from overopt.evaluation.records import Comparison, Verdict
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Says how often a sample beats the dataset's response."""
 
