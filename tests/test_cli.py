@@ -79,6 +79,7 @@ def test_our_own_bugs_keep_their_traceback():
 
 
 PAIR = {"prompt": "a question\nSummary:", "chosen": " yes it is", "rejected": " no"}
+FIT_PAIRS = ["fit", "--data.source", "jsonl", "--data.path", "pairs.jsonl"]
 DPO = ["fit", "--model", "overopt.modules.direct_alignment.DirectAlignmentModule"]
 
 
@@ -115,8 +116,7 @@ BAD_INPUT = {
     "store out of reach": (["report", "--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
     "store that is not there": (["report"], "mlflow.db"),
     "training with a store out of reach": (
-        ["fit", "--data.source", "jsonl", "--data.path", "pairs.jsonl", "--trainer.logger.tracking_uri"]
-        + ["http://127.0.0.1:9"],
+        [*FIT_PAIRS, "--trainer.logger.tracking_uri", "http://127.0.0.1:9"],
         "127.0.0.1:9",
     ),
 }

@@ -3,6 +3,7 @@
 Nothing heavy is imported here: ``overopt --help`` answers before PyTorch could be loaded.
 """
 
+import argparse
 import inspect
 import os
 import re
@@ -218,8 +219,9 @@ def _run_stage(name: str, arguments: list[str]) -> None:
     class Parser(jsonargparse.ArgumentParser):
         """Shows options as people write them."""
 
-        def format_help(self) -> str:
-            return re.sub(r"--[a-z_]+", lambda option: option.group().replace("_", "-"), super().format_help())
+        def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+            shown = super().format_help(formatter)
+            return re.sub(r"--[a-z_]+", lambda option: option.group().replace("_", "-"), shown)
 
     stage = STAGES[name]
     parser = Parser(

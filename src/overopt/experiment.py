@@ -105,9 +105,8 @@ def label_pairs_to_folder(
     if gold_model is None:
         labelled = label_by_human(pairs, seed=seed)
     else:
-        reward_model = load_reward_model(gold_model)
-        limit = read_model_checkpoint(Path(gold_model)).data["max_response_tokens"]
-        labelled = label_by_gold(pairs, GoldRewardJudge(reward_model, max_response_tokens=limit), seed=seed)
+        data = data_of_checkpoint(read_model_checkpoint(Path(gold_model)), gold_model)
+        labelled = label_by_gold(pairs, gold_judge(gold_model, data), seed=seed)
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))

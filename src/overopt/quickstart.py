@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import seed_everything
 from mlflow import MlflowClient
 
+from overopt.analysis.store_report import report_from_store
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.evaluation.checkpoint_metrics import Evaluator
 from overopt.experiment import (
@@ -27,7 +27,6 @@ from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
-from overopt.analysis.store_report import report_from_store
 from overopt.tracking.runs import find_run, finishing, log_artifact, log_params, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.trainers import fit, quiet_lightning
@@ -307,4 +306,4 @@ def _align_all(
 
 
 def _key(checkpoint: Path) -> str:
-    return json.loads((checkpoint.parent.parent / "stage.json").read_text())["key"]
+    return str(json.loads((checkpoint.parent.parent / "stage.json").read_text())["key"])

@@ -58,7 +58,7 @@ class TrackedConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write config.yaml, from which ``--config`` repeats the run."""
         if isinstance(trainer.logger, MLFlowLogger):
-            text = self.parser.dump(self.config, skip_none=False)
+            text = self.parser.dump(self.config)
             trainer.logger.experiment.log_text(trainer.logger.run_id, text, "config.yaml")
 
 

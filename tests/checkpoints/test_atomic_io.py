@@ -85,7 +85,9 @@ def test_a_run_whose_disk_fills_up_is_resumed_from_the_checkpoint_before(make_da
 
     def fit(*callbacks: Callback, ckpt_path: Path | None = None) -> None:
         trainer = make_trainer(callbacks=[*callbacks, CheckpointSchedule(str(folder))], enable_checkpointing=True)
-        trainer.fit(SFTModule(architecture=TINY, optimizer=FAST), datamodule=make_data(batch_size=4), ckpt_path=ckpt_path)
+        trainer.fit(
+            SFTModule(architecture=TINY, optimizer=FAST), datamodule=make_data(batch_size=4), ckpt_path=ckpt_path
+        )
 
     with no_file_larger_than(resource.RLIM_INFINITY), pytest.raises(ValueError, match="could not be written"):
         fit(DiskFillsUp(folder, checkpoints=2))

@@ -16,9 +16,7 @@ pairs = st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=1, 
 
 def measured(chosen, rejected):
     metric = ImplicitRewardAccuracy()
-    metric.update(
-        torch.as_tensor(chosen, dtype=torch.float64), torch.as_tensor(rejected, dtype=torch.float64)
-    )
+    metric.update(torch.as_tensor(chosen, dtype=torch.float64), torch.as_tensor(rejected, dtype=torch.float64))
     return metric
 
 

@@ -37,9 +37,7 @@ def language_model(seed, temperature):
     generator = torch.Generator().manual_seed(seed)
     prefixes = [p for n in range(MAX_TOKENS) for p in itertools.product(range(1, VOCABULARY), repeat=n)]
     return {
-        prefix: (torch.randn(VOCABULARY, generator=generator, dtype=torch.float64) / temperature).log_softmax(
-            0
-        )
+        prefix: (torch.randn(VOCABULARY, generator=generator, dtype=torch.float64) / temperature).log_softmax(0)
         for prefix in prefixes
     }
 
@@ -85,9 +83,7 @@ def exact_kl(model, other):
     """sum over responses of p log(p/q), from whole-sequence probabilities in plain Python."""
     total, mass = 0.0, 0.0
     for response in every_response():
-        p, q = (
-            math.prod(m[response[:t]][y].exp().item() for t, y in enumerate(response)) for m in (model, other)
-        )
+        p, q = (math.prod(m[response[:t]][y].exp().item() for t, y in enumerate(response)) for m in (model, other))
         total, mass = total + p * math.log(p / q), mass + p
     assert mass == pytest.approx(1)
     return total
@@ -159,9 +155,7 @@ def test_log_ratios_are_policy_minus_reference_and_zero_off_the_mask():
 
 
 def test_a_nan_inside_a_response_is_not_hidden():
-    estimate = measured(
-        Responses(torch.tensor([[math.nan]]), torch.tensor([[-1.0]]), torch.tensor([[True]]))
-    ).compute()
+    estimate = measured(Responses(torch.tensor([[math.nan]]), torch.tensor([[-1.0]]), torch.tensor([[True]]))).compute()
     assert estimate.k1.mean.isnan()
     assert estimate.k3.mean.isnan()
 
@@ -176,9 +170,7 @@ def test_a_nan_inside_a_response_is_not_hidden():
 )
 def test_a_standard_error_is_the_sample_deviation_over_root_n(values, shift):
     samples = np.array(values) + shift
-    estimate = mean_estimate(
-        torch.tensor(samples.sum()), torch.tensor((samples**2).sum()), torch.tensor(len(samples))
-    )
+    estimate = mean_estimate(torch.tensor(samples.sum()), torch.tensor((samples**2).sum()), torch.tensor(len(samples)))
     assert estimate.mean.item() == pytest.approx(samples.mean())
     expected = samples.std(ddof=1) / math.sqrt(len(samples))
     # sqrt of what rounding leaves of a vanishing variance

@@ -141,8 +141,7 @@ def test_a_nan_log_ratio_is_not_hidden():
 def test_uneven_batches_fit_what_one_batch_fits(cuts, seed):
     log_ratios, tokens = policy_samples(30, seed)
     batches = [
-        (log_ratios[start:stop], tokens[start:stop])
-        for start, stop in itertools.pairwise([0, *sorted(cuts), 30])
+        (log_ratios[start:stop], tokens[start:stop]) for start, stop in itertools.pairwise([0, *sorted(cuts), 30])
     ]
     torch.testing.assert_close(measured(*batches).compute(), length_regression(log_ratios, tokens))
 

@@ -35,9 +35,7 @@ def test_what_stands_at_masked_positions_reaches_neither_loss_nor_gradient(paddi
 
 
 def test_a_sequence_without_response_adds_nothing():
-    nll, tokens = response_negative_log_likelihood(
-        torch.full((1, 3), -2.0), torch.zeros(1, 3, dtype=torch.bool)
-    )
+    nll, tokens = response_negative_log_likelihood(torch.full((1, 3), -2.0), torch.zeros(1, 3, dtype=torch.bool))
     assert (nll.item(), tokens.item()) == (0.0, 0)
 
 

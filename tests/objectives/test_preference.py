@@ -76,9 +76,7 @@ def test_a_losss_gradient_is_its_finite_difference(loss):
 @every_objective
 def test_the_loss_at_step_0_is_the_one_of_a_zero_logit(objective):
     # Policy and reference agree, so margins are 0; and the two responses are equally long.
-    logit = preference_logit(
-        torch.zeros(3), torch.zeros(3, dtype=torch.int64), beta=BETA, length_penalty=0.01
-    )
+    logit = preference_logit(torch.zeros(3), torch.zeros(3, dtype=torch.int64), beta=BETA, length_penalty=0.01)
     loss = PREFERENCE_LOSSES[objective](logit, beta=BETA)
     torch.testing.assert_close(loss, torch.full((3,), float(AT_STEP_0[objective])))
 
@@ -176,9 +174,7 @@ def test_ipo_azar_refuses_a_beta_it_cannot_divide_by(beta):
 
 
 def test_the_logit_is_beta_margin_plus_the_price_of_the_length_margin():
-    logit = preference_logit(
-        torch.tensor([2.0, -1.0]), torch.tensor([-30, 10]), beta=0.5, length_penalty=0.01
-    )
+    logit = preference_logit(torch.tensor([2.0, -1.0]), torch.tensor([-30, 10]), beta=0.5, length_penalty=0.01)
     torch.testing.assert_close(logit, torch.tensor([0.7, -0.4]))
 
 

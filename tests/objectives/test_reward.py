@@ -34,9 +34,7 @@ def test_the_gradient_is_the_probability_of_the_wrong_order():
 def test_a_constant_on_both_rewards_changes_nothing():
     chosen = torch.tensor([1.0, -2.0], dtype=torch.float64)
     rejected = torch.tensor([0.5, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(
-        bradley_terry_loss(chosen + 40, rejected + 40), bradley_terry_loss(chosen, rejected)
-    )
+    torch.testing.assert_close(bradley_terry_loss(chosen + 40, rejected + 40), bradley_terry_loss(chosen, rejected))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -113,8 +113,8 @@ class PreferenceDataModule(LightningDataModule):
             By default a byte-level BPE is trained on the training texts; on
             the command line a model that starts from a policy brings that policy's.
         vocab_size: of a tokenizer trained here.
-        max_prompt_tokens: longer prompts have their post cut.
-        max_response_tokens: longer responses are cut; the end of text counts.
+        max_prompt_tokens: longer prompts have their post cut; the source's own limit by default.
+        max_response_tokens: longer responses are cut, the end of text counted; the source's own by default.
         batch_size: examples per optimiser step, over all processes.
         micro_batch_size: examples per forward pass of a process; all of its share by default.
         evaluation_batch_size: examples per forward pass without gradients.
@@ -133,8 +133,8 @@ class PreferenceDataModule(LightningDataModule):
         part: Literal["train", "gold"] = "train",
         tokenizer: str | None = None,
         vocab_size: int = 2048,
-        max_prompt_tokens: int = 48,
-        max_response_tokens: int = 24,
+        max_prompt_tokens: int | None = None,
+        max_response_tokens: int | None = None,
         batch_size: int = 64,
         micro_batch_size: int | None = None,
         evaluation_batch_size: int = 128,
@@ -159,14 +159,15 @@ class PreferenceDataModule(LightningDataModule):
         )
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
-        self.max_response_tokens = max_response_tokens
-        self.max_tokens = max_prompt_tokens + max_response_tokens
+        limits = self.source.token_limits
+        self._max_prompt_tokens = limits.prompt if max_prompt_tokens is None else max_prompt_tokens
+        self.max_response_tokens = limits.response if max_response_tokens is None else max_response_tokens
+        self.max_tokens = self._max_prompt_tokens + self.max_response_tokens
         self.reference_cache_dir = Path(cache_dir) / "reference_log_probs"
         self._examples: Literal["demonstrations", "preferences"] = examples
         self._part: Literal["train", "gold"] = part
         self._tokenizer_location = tokenizer
         self._vocab_size = vocab_size
-        self._max_prompt_tokens = max_prompt_tokens
         self._micro_batch_size = micro_batch_size
         self._max_examples = max_examples
         self._seed = seed

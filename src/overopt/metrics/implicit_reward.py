@@ -44,9 +44,7 @@ def pair_is_tied(
     return _indicator(chosen_log_ratios == rejected_log_ratios, chosen_log_ratios, rejected_log_ratios)
 
 
-def _indicator(
-    condition: Tensor, chosen_log_ratios: Tensor, rejected_log_ratios: Tensor
-) -> Float64[Tensor, " pair"]:
+def _indicator(condition: Tensor, chosen_log_ratios: Tensor, rejected_log_ratios: Tensor) -> Float64[Tensor, " pair"]:
     # A comparison with NaN is false, and would pass for a wrong ranking.
     unknown = chosen_log_ratios.isnan() | rejected_log_ratios.isnan()
     return torch.where(unknown, torch.nan, condition.double())
@@ -79,9 +77,7 @@ class ImplicitRewardAccuracy(Metric):
             self.add_state(sum_, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self, chosen_log_ratios: Float[Tensor, " pair"], rejected_log_ratios: Float[Tensor, " pair"]
-    ) -> None:
+    def update(self, chosen_log_ratios: Float[Tensor, " pair"], rejected_log_ratios: Float[Tensor, " pair"]) -> None:
         """Add pairs.
 
         Args:
@@ -89,9 +85,7 @@ class ImplicitRewardAccuracy(Metric):
             rejected_log_ratios: the same of the rejected responses [nats].
         """
         # Not in place: a module moved to bfloat16 takes its metrics' states along, and this takes them back.
-        self.ranked_right = (
-            self.ranked_right + pair_is_ranked_right(chosen_log_ratios, rejected_log_ratios).sum()
-        )
+        self.ranked_right = self.ranked_right + pair_is_ranked_right(chosen_log_ratios, rejected_log_ratios).sum()
         self.tied = self.tied + pair_is_tied(chosen_log_ratios, rejected_log_ratios).sum()
         self.chosen_total = self.chosen_total + chosen_log_ratios.double().sum()
         self.rejected_total = self.rejected_total + rejected_log_ratios.double().sum()

@@ -43,9 +43,7 @@ class ResponseLength(Metric):
         for sum_ in ("tokens", "unfinished", "count"):
             self.add_state(sum_, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self, response_tokens: Int[Tensor, " sequence"], unfinished: Bool[Tensor, " sequence"]
-    ) -> None:
+    def update(self, response_tokens: Int[Tensor, " sequence"], unfinished: Bool[Tensor, " sequence"]) -> None:
         """Add responses.
 
         Args:
@@ -96,9 +94,7 @@ class LengthSums(NamedTuple):
     num_responses: Int[Tensor, ""]
 
 
-def length_sums(
-    log_ratios: Float[Tensor, " sequence"], response_tokens: Int[Tensor, " sequence"]
-) -> LengthSums:
+def length_sums(log_ratios: Float[Tensor, " sequence"], response_tokens: Int[Tensor, " sequence"]) -> LengthSums:
     """Sums over responses; arguments as in :func:`length_regression`."""
     # float64: the residuals are a difference of these sums.
     x, y = response_tokens.double(), log_ratios.double()
@@ -124,9 +120,7 @@ def fit_length_sums(sums: LengthSums) -> LengthFit:
     )
 
 
-def length_regression(
-    log_ratios: Float[Tensor, " sequence"], response_tokens: Int[Tensor, " sequence"]
-) -> LengthFit:
+def length_regression(log_ratios: Float[Tensor, " sequence"], response_tokens: Int[Tensor, " sequence"]) -> LengthFit:
     """How far length alone explains the log-ratios: Eq. 6, ``log_ratio = gamma * |y| + eps``.
 
     Args:
@@ -168,9 +162,7 @@ class LengthRegression(Metric):
             self.add_state(sum_, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self, log_ratios: Float[Tensor, " sequence"], response_tokens: Int[Tensor, " sequence"]
-    ) -> None:
+    def update(self, log_ratios: Float[Tensor, " sequence"], response_tokens: Int[Tensor, " sequence"]) -> None:
         """Add responses; arguments as in :func:`length_regression`."""
         sums = length_sums(log_ratios, response_tokens)
         # Not in place: a module moved to bfloat16 takes its metrics' states along, and this takes them back.

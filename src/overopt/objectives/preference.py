@@ -213,9 +213,7 @@ LABEL_SMOOTHINGS = {"conservative": conservative, "robust": robust}
 
 def _check_label_smoothing(label_smoothing: float) -> None:
     if not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"need 0 <= label_smoothing < 0.5 (a share of flipped labels), got {label_smoothing}"
-        )
+        raise ValueError(f"need 0 <= label_smoothing < 0.5 (a share of flipped labels), got {label_smoothing}")
 
 
 def _mixture_with_flipped(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from overopt.data.schema import Demonstration, PreferenceExample
 from overopt.data.splits import SplitFractions
@@ -27,6 +27,18 @@ class SourceRead:
     rows: int = 0
 
 
+class TokenLimits(NamedTuple):
+    """How long prompts and responses of a source may be [tokens].
+
+    Attributes:
+        prompt: longer prompts have their post cut.
+        response: longer responses are cut; the end of text counts.
+    """
+
+    prompt: int
+    response: int
+
+
 @runtime_checkable
 class Source(Protocol):
     """Reads examples from one kind of data."""
@@ -39,6 +51,11 @@ class Source(Protocol):
     @property
     def split_fractions(self) -> SplitFractions:
         """How its posts are split unless the user says otherwise."""
+        ...
+
+    @property
+    def token_limits(self) -> TokenLimits:
+        """How long its prompts and responses are taken unless the user says otherwise."""
         ...
 
     def read(self) -> SourceRead:

@@ -27,7 +27,7 @@ from rich.progress import Progress
 
 from overopt.data.prompt_format import docstring_prompt, normalise_response
 from overopt.data.schema import Demonstration
-from overopt.data.sources.base import SourceRead
+from overopt.data.sources.base import SourceRead, TokenLimits
 from overopt.data.sources.examples import ExampleIds, text_id
 from overopt.data.splits import SplitFractions
 
@@ -127,6 +127,7 @@ class DocstringSource:
     packages: tuple[Package, ...] = PACKAGES
     name: ClassVar[str] = "docstrings"
     split_fractions: ClassVar[SplitFractions] = SplitFractions(evaluation=0.1, gold=0.25)
+    token_limits: ClassVar[TokenLimits] = TokenLimits(prompt=48, response=24)
 
     def read(self) -> SourceRead:
         """All demonstrations, from the cache where it is there and whole.

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from overopt.data.prompt_format import normalise_response, tldr_prompt
 from overopt.data.schema import Demonstration, PreferenceExample, Prompt
-from overopt.data.sources.base import SourceRead
+from overopt.data.sources.base import SourceRead, TokenLimits
 from overopt.data.sources.examples import ExampleIds, demonstrations_of_chosen, text_id
 from overopt.data.sources.rows import JSON_LINES, PARQUET, Row, read_rows
 from overopt.data.splits import SplitFractions
@@ -33,6 +33,7 @@ class JsonlSource:
     path: Path
     name: ClassVar[str] = "jsonl"
     split_fractions: ClassVar[SplitFractions] = SplitFractions(evaluation=0.1, gold=0.0)
+    token_limits: ClassVar[TokenLimits] = TokenLimits(prompt=448, response=64)
 
     def read(self) -> SourceRead:
         """All pairs and demonstrations.

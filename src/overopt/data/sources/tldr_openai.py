@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from overopt.data.prompt_format import normalise_response, tldr_prompt
 from overopt.data.schema import Demonstration, PreferenceExample
-from overopt.data.sources.base import SourceRead
+from overopt.data.sources.base import SourceRead, TokenLimits
 from overopt.data.sources.examples import ExampleIds, demonstrations_of_chosen, text_id
 from overopt.data.sources.rows import JSON_LINES, Row, read_rows
 from overopt.data.splits import SplitFractions
@@ -37,6 +37,7 @@ class TldrOpenaiSource:
     path: Path
     name: ClassVar[str] = "tldr_openai"
     split_fractions: ClassVar[SplitFractions] = SplitFractions(evaluation=0.1, gold=0.0)
+    token_limits: ClassVar[TokenLimits] = TokenLimits(prompt=448, response=64)
 
     def read(self) -> SourceRead:
         """All comparisons and demonstrations.
