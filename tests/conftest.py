@@ -50,6 +50,8 @@ def make_data(preference_folder: Path, tmp_path: Path) -> Callable[..., Any]:
             "source": "jsonl",
             "path": str(preference_folder),
             "vocab_size": 300,
+            "max_prompt_tokens": 48,
+            "max_response_tokens": 24,
             "batch_size": 6,  # 32 training examples: the last step of an epoch has 2
             "evaluation_batch_size": 5,
             "evaluation_fraction": 0.3,
@@ -83,7 +85,13 @@ def sft_checkpoint(preference_folder: Path, tmp_path_factory: pytest.TempPathFac
 
     folder = tmp_path_factory.mktemp("sft")
     data = PreferenceDataModule(
-        "jsonl", str(preference_folder), vocab_size=300, evaluation_fraction=0.3, cache_dir=str(folder / "cache")
+        "jsonl",
+        str(preference_folder),
+        vocab_size=300,
+        max_prompt_tokens=48,
+        max_response_tokens=24,
+        evaluation_fraction=0.3,
+        cache_dir=str(folder / "cache"),
     )
     schedule = CheckpointSchedule(str(folder / "checkpoints"))
     with torch.random.fork_rng():

@@ -89,7 +89,7 @@ def test_a_checkpoint_says_what_trained_it_and_on_what(sft_checkpoint):
     assert checkpoint.training["examples_seen"] > 30  # a real run's
     assert checkpoint.training["run_id"] is None
     assert checkpoint.data["source"] == "jsonl"
-    assert checkpoint.data["max_response_tokens"] == 24
+    assert checkpoint.data["evaluation_fraction"] == 0.3
     assert checkpoint.description.shape == "gpt_neox of hidden size 16, 2 layers, 2 heads, vocabulary 300"
 
 

@@ -50,7 +50,7 @@ def test_an_unfinished_file_is_never_read(tmp_path):
     whole = entry.read_bytes()
     entry.unlink()
     # What a process killed while writing leaves behind, under any process id.
-    for name in (f"{entry.stem}.1.tmp", f"{entry.stem}.99999.tmp"):
+    for name in (f".{entry.name}.1.tmp", f".{entry.name}.99999.tmp"):
         (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     again = Compute()
     np.testing.assert_array_equal(cached_reference_log_probs(tmp_path, KEY, again), VALUES)

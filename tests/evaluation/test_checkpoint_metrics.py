@@ -12,7 +12,26 @@ from overopt.models.reward_model import reward_model_from_policy
 from overopt.modules.direct_alignment import AlignmentObjective
 from tiny import seeded_policy
 
-SPEC_6 = ["eval/kl_nats", "eval/kl_se", "eval/forward_kl_nats", "eval/win_rate", "eval/win_rate_se", "eval/gold_reward", "eval/loss", "eval/implicit_reward_accuracy", "eval/chosen_log_ratio", "eval/rejected_log_ratio", "eval/response_tokens", "eval/length_r2", "eval/length_r2_uncentred", "eval/kl_k3_nats", "eval/forward_kl_se", "eval/tie_share", "eval/unreadable_share", "eval/unfinished_share"]
+SPEC_6 = [
+    "eval/kl_nats",
+    "eval/kl_se",
+    "eval/forward_kl_nats",
+    "eval/win_rate",
+    "eval/win_rate_se",
+    "eval/gold_reward",
+    "eval/loss",
+    "eval/implicit_reward_accuracy",
+    "eval/chosen_log_ratio",
+    "eval/rejected_log_ratio",
+    "eval/response_tokens",
+    "eval/length_r2",
+    "eval/length_r2_uncentred",
+    "eval/kl_k3_nats",
+    "eval/forward_kl_se",
+    "eval/tie_share",
+    "eval/unreadable_share",
+    "eval/unfinished_share",
+]
 ALIGNMENT = AlignmentObjective("dpo", 0.3, length_penalty=0.02)
 NUM_PROMPTS = 12
 

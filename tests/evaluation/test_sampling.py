@@ -5,7 +5,6 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from overopt.data.tokenization import END_OF_TEXT
 from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, sample_completions
 from overopt.models.policy import Policy, load_policy
 
@@ -69,7 +68,7 @@ def test_completions_hold_the_log_probs_of_the_ids_that_were_sampled(tiny_tokeni
         expected = [response_log_prob(model, prompt.token_ids, response) for model in (policy, reference)]
         assert completion.policy_log_prob == pytest.approx(expected[0], rel=1e-5)
         assert completion.reference_log_prob == pytest.approx(expected[1], rel=1e-5)
-        assert completion.response == tiny_tokenizer.decode(response).replace(END_OF_TEXT, "")
+        assert completion.response == tiny_tokenizer.decode(response, skip_special_tokens=True)
         assert (completion.prompt_id, completion.opponent) == (prompt.prompt_id, " opponent")
     log_ratios = [c.policy_log_prob - c.reference_log_prob for c in sampled.completions]
     assert sampled.kl.k1.mean.item() == pytest.approx(sum(log_ratios) / 40, rel=1e-6)

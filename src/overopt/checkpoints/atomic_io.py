@@ -1,7 +1,5 @@
 """Writing a checkpoint so that a full disk or a kill costs no earlier one."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +7,11 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from overopt.checkpoints.format import read_checkpoint
+from overopt.checkpoints.whole_file import whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside and renames: a checkpoint is whole or absent, and the one before it stays."""
+    """A checkpoint is whole or absent, and the one before it stays."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -21,23 +20,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: it could not be written, as on a full disk; nothing half-written is left.
         """
         target = Path(path)
-        unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
+            with whole_file(target) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, target)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError of its zip writer.
             raise ValueError(
                 f"checkpoint {target} could not be written ({_reason(error)}); earlier checkpoints are "
                 "untouched: make room or choose another folder, then resume"
             ) from error
-        finally:
-            with suppress(OSError):  # renamed, or never made
-                unfinished.unlink()
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+
+from overopt.checkpoints.whole_file import whole_file
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ def cached_reference_log_probs(
 ) -> Float[np.ndarray, "pair 2"]:
     """Log pi_ref of chosen and rejected responses [nats], from the cache or else computed and kept.
 
-    Written beside and renamed, so that an entry is whole or absent and any number of processes may share
-    the folder.
+    An entry is whole or absent, so any number of processes may share the folder.
 
     Args:
         folder: where entries live; made when missing.
@@ -50,9 +50,6 @@ def cached_reference_log_probs(
         values: np.ndarray = np.load(path, allow_pickle=False)
         return values
     values = compute().astype(np.float32)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    with unfinished.open("wb") as file:
+    with whole_file(path) as file:
         np.save(file, values)
-    os.replace(unfinished, path)
     return values

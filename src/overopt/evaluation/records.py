@@ -1,11 +1,12 @@
 """What evaluation keeps on disk: one JSON line per completion, enough to re-analyse without a model."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
+
+from overopt.checkpoints.whole_file import whole_file
 
 RecordT = TypeVar("RecordT")
 
@@ -82,13 +83,10 @@ class Verdict:
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    """Write rows as JSON Lines, beside and then renamed: the file is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with unfinished.open("w", encoding="utf-8") as file:
+    """Write rows as JSON Lines; the file is whole or absent."""
+    with whole_file(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(unfinished, path)
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
 
 def read_json_lines(path: Path, kind: str, make: Callable[[dict[str, Any]], RecordT]) -> list[RecordT]:

@@ -48,7 +48,7 @@ def win_rate(verdicts: Sequence[Verdict], *, seed: int = 0) -> WinRate:
     if not verdicts:
         raise ValueError("no verdicts to count")
     readable = [verdict for verdict in verdicts if verdict.win_probability is not None]
-    unreadable_share = 1 - len(readable) / len(verdicts)
+    unreadable_share = (len(verdicts) - len(readable)) / len(verdicts)
     if not readable:
         return WinRate(math.nan, math.nan, math.nan, math.nan, math.nan, unreadable_share, 0)
     values = np.array([verdict.win_probability for verdict in readable], dtype=np.float64)
