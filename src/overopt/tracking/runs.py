@@ -83,7 +83,7 @@ def find_run(client: MlflowClient, tags: Mapping[str, str], *, experiment: str =
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return None
-    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    query = " and ".join(f"tags.`{key}` = {_quoted(value)}" for key, value in tags.items())
     runs = client.search_runs(
         [found.experiment_id],
         filter_string=query,
@@ -91,6 +91,12 @@ def find_run(client: MlflowClient, tags: Mapping[str, str], *, experiment: str =
         max_results=1,
     )
     return runs[0].info.run_id if runs else None
+
+
+def _quoted(value: str) -> str:
+    """A filter knows both quotes and no escape; paths may hold an apostrophe."""
+    quote = '"' if "'" in value else "'"
+    return f"{quote}{value}{quote}"
 
 
 def log_artifact(client: MlflowClient, run_id: str, path: Path, folder: str) -> None:
