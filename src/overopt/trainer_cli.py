@@ -14,7 +14,7 @@ from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
 from overopt.tracking.logger import MLflowTracker, RunRecord
-from overopt.trainers import quiet_lightning
+from overopt.trainers import FullyShardedStrategy, quiet_lightning
 
 
 class OveroptCLI(LightningCLI):
@@ -46,10 +46,15 @@ class OveroptCLI(LightningCLI):
             data.tokenizer = model.init_args.get("policy") or model.init_args.get("reference")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with checkpoints that are whole or absent."""
+        """The Trainer, with checkpoints that are whole or absent, and ``fsdp`` as FSDP2."""
         plugins = self.config_init[self.subcommand].trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        return super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        strategy = self.config_init[self.subcommand].trainer.strategy
+        # Lightning's own "fsdp" is FSDP1, which refuses CPUs and gradient clipping.
+        strategy = FullyShardedStrategy() if strategy == "fsdp" else strategy
+        return super().instantiate_trainer(
+            plugins=[*plugins, AtomicCheckpointIO()], strategy=strategy, use_distributed_sampler=False, **kwargs
+        )
 
 
 class TrackedConfig(SaveConfigCallback):

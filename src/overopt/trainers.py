@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
 from overopt.data.datamodule import PreferenceDataModule
@@ -43,6 +44,21 @@ def quiet_lightning() -> None:
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
     return not any(word in record.getMessage() for word in _ADVERTISEMENTS)
+
+
+class FullyShardedStrategy(ModelParallelStrategy):
+    """``--trainer.strategy fsdp``: FSDP2 on GPUs and CPUs, all processes data-parallel, single-file checkpoints.
+
+    Lightning's own default would make the processes of a node tensor-parallel, hence not data-parallel at all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(data_parallel_size="auto", tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Settle the number of processes, which is known only now."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
 
 
 class StageProgress(RichProgressBar):

@@ -119,6 +119,7 @@ class DirectAlignmentModule(StepModule):
         self.policy = load_policy(self.reference)
         with self.trainer.precision_plugin.forward_context():
             attach_reference_log_probs(self.policy.to(self.device), self.data, precision=str(self.trainer.precision))
+        self.shard(self.policy)
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed objective, and what tells a healthy run from a broken one."""

@@ -41,6 +41,7 @@ class RewardModule(StepModule):
         """Put a fresh head on the policy's backbone."""
         if not hasattr(self, "reward_model"):
             self.reward_model = reward_model_from_policy(load_policy(self.start))
+            self.shard(self.reward_model)
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed Bradley-Terry loss, and how many pairs are ranked right."""

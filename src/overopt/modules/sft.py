@@ -47,9 +47,10 @@ class SFTModule(StepModule):
             return
         if self.start is not None:
             self.policy = load_policy(self.start)
-            return
-        data = self.data
-        self.policy = new_policy(replace(self.architecture, max_tokens=data.max_tokens), data.tokenizer)
+        else:
+            architecture = replace(self.architecture, max_tokens=self.data.max_tokens)
+            self.policy = new_policy(architecture, self.data.tokenizer)
+        self.shard(self.policy)
 
     def loss_sum(self, micro_batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood [nats]."""

@@ -5,8 +5,9 @@ from typing import Any
 
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from overopt.checkpoints.format import (
     ModelDescription,
@@ -17,6 +18,7 @@ from overopt.checkpoints.format import (
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.schema import StepBatch
 from overopt.data.tokenization import tokenizer_hash
+from overopt.models.sharding import shard_layers
 from overopt.modules.optimizers import OptimizerSettings
 
 
@@ -73,6 +75,11 @@ class StepModule(LightningModule):
             "examples_seen": self.examples_seen,
             "run_id": None if logger is None else str(logger.version),
         }
+
+    def shard(self, model: nn.Module) -> None:
+        """Shard a model that has just been made, where the strategy shards."""
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            shard_layers(model, self.trainer.strategy.device_mesh["data_parallel"])
 
     # Gradients of early micro-batches are there before Lightning's own zero_grad would run.
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
