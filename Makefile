@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint science step-zero clean
+.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input clean
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -21,6 +21,22 @@ lint: .venv/ready
 # The over-optimization claims over three seeds; about 35 minutes on two cores.
 science: .venv/ready
 	$(BIN)/python studies/over_optimization.py $(ARGS)
+
+# Step-0 losses, log-probs against the stock model, KL by enumeration, losses by hand, uneven batches.
+numerics: .venv/ready
+	$(BIN)/python studies/numerics.py
+
+# The same seed gives the same points.csv, another seed other numbers; interrupted runs included.
+reproducible: .venv/ready
+	$(BIN)/python -m pytest tests/test_quickstart.py -v -k 'same_seed or interrupted or started_again'
+
+# SFT and DPO on the sample of real human comparisons beside the checkout, by --data options alone.
+real-comparisons: .venv/ready
+	$(BIN)/python -m pytest tests/test_conf.py -v -k real_human_comparisons
+
+# Every kind of bad input: one line, exit code 2, nothing half-written; a full disk.
+bad-input: .venv/ready
+	$(BIN)/python -m pytest tests/test_cli.py tests/checkpoints -v -k 'bad_input or architecture or disk'
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
