@@ -70,7 +70,7 @@ def wilson_interval(share: float, count: int, *, level: float = 0.95) -> tuple[f
     """Wilson's score interval of a share of ``count`` yes-or-no answers. Source: Wilson 1927.
 
     >>> [round(end, 4) for end in wilson_interval(0.5, 256)]
-    [0.4393, 0.5607]
+    [0.4392, 0.5608]
     """
     z = float(norm.ppf(0.5 + level / 2))
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
