@@ -102,7 +102,7 @@ def kl_by_enumeration(num_samples: int = 20_000) -> bool:
     """KL of two tiny models: mean over samples against the sum over all responses of up to three tokens."""
     policy, reference = (_model("gpt_neox", seed, vocabulary=5, scale=3.0) for seed in (0, 1))
     prompt, end, longest = [2, 3], 0, 3
-    responses = [r for r in _all_responses(5, end, longest)]
+    responses = list(_all_responses(5, end, longest))
     exact = 0.0
     with torch.no_grad():
         for response in responses:

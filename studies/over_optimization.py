@@ -16,6 +16,7 @@ The last line says how many of the seeds hold all three.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,13 +94,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--objective", default="dpo")
     parser.add_argument("--size", default="0.7M")
+    parser.add_argument("--prompts", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path("outputs/science"))
     parser.add_argument("--tracking-uri", default=None)
     options = parser.parse_args()
-    run_quickstart([options.objective], None, options.seeds, [options.size], options.out, options.tracking_uri)
+    recipe = replace(Recipe(), evaluation_prompts=options.prompts)
+    run_quickstart([options.objective], None, options.seeds, [options.size], options.out, options.tracking_uri, recipe)
     points = pd.read_csv(options.out / "report" / "points.csv")
     claims = {seed: check(points[points.seed == seed], options.out, options.size) for seed in options.seeds}
-    print(f"\n{Recipe().evaluation_prompts} evaluation prompts, one half to choose on, one to measure on")
+    print(f"\n{options.prompts} evaluation prompts, one half to choose on, one to measure on")
     for seed, c in claims.items():
         print(
             f"seed {seed}: Spearman(beta, final KL) {c.spearman:.3f}; best point ({c.best}) beats the widest final "

@@ -15,7 +15,6 @@ TINY = Recipe(
     vocab_size=300,
     batch_size=16,
     sft_steps=3,
-    gold_sft_steps=2,
     gold_steps=2,
     gold_pairs=12,
     pairs=40,

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from overopt.analysis.store_report import report_from_store
 from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import Evaluator
 from overopt.experiment import (
     evaluate_paths,
@@ -43,15 +44,13 @@ class Recipe:
         max_response_tokens: of all stages, the end of text included.
         batch_size: examples per optimiser step of SFT and reward modelling.
         sft_steps: optimiser steps of the SFT policy.
-        gold_sft_steps: optimiser steps of the language model that the gold reward model starts from; on the
-            gold part of the posts, which no policy sees.
         gold_steps: optimiser steps of the gold reward model.
-        gold_pairs: human summaries against samples, on the gold part.
+        gold_pairs: posts of the gold part whose human summaries it learns to prefer.
         pairs: sampled pairs that policies are aligned to.
         align_batch_size: pairs per optimiser step of alignment.
         align_steps: optimiser steps of an alignment run.
         evaluation_prompts: held-out prompts.
-        sft_optimizer: of both language models.
+        sft_optimizer: of the SFT policy.
         gold_optimizer: of the gold reward model.
         align_optimizer: of alignment.
     """
@@ -62,15 +61,14 @@ class Recipe:
     max_response_tokens: int = 24
     batch_size: int = 64
     sft_steps: int = 1000
-    gold_sft_steps: int = 400
     gold_steps: int = 400
     gold_pairs: int = 6400
     pairs: int = 2048
     align_batch_size: int = 32
     align_steps: int = 256
-    evaluation_prompts: int = 1024
+    evaluation_prompts: int = 512
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
-    gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 1e-3, 0.1, "cosine")
+    gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
     align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 5e-4, 0.2)
 
 
@@ -249,20 +247,20 @@ def _sft(quick: Quickstart, size: str, seed: int) -> Path:
 
 
 def _gold_model(quick: Quickstart) -> Path:
-    """The gold reward model: a language model of the gold posts, then Eq. 2 on human against sampled summaries."""
+    """The gold reward model: the SFT policy's backbone, trained by Eq. 2 on posts kept from every policy."""
     recipe = quick.recipe
     policy = _sft(quick, GOLD_SIZE, 0)
-    module = SFTModule(architecture=EMBEDDED_SIZES[GOLD_SIZE], optimizer=recipe.sft_optimizer)
-    base = quick.train("gold-base", module, quick.data(part="gold", tokenizer=str(policy)), recipe.gold_sft_steps, 0)
 
     def make_pairs(folder: Path) -> None:
         file = folder / "sampled.jsonl"
-        sample_pairs_to_file(str(policy), file, None, None, ["gold", "evaluation"], recipe.gold_pairs, 512, 0)
+        parts: list[Part] = ["gold", "evaluation"]
+        sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
         label_pairs_to_folder(file, folder / "labelled", "human", None, 0)
 
-    pairs = quick.make("gold-pairs", {"policy": _key(policy), "pairs": recipe.gold_pairs}, make_pairs)
+    settings = {"policy": _key(policy), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
+    pairs = quick.make("gold-pairs", settings, make_pairs)
     data = quick.data(source="jsonl", path=str(pairs / "labelled"), examples="preferences", tokenizer=str(policy))
-    return quick.train("gold", RewardModule(str(base), recipe.gold_optimizer), data, recipe.gold_steps, 0)
+    return quick.train("gold", RewardModule(str(policy), recipe.gold_optimizer), data, recipe.gold_steps, 0)
 
 
 def _align_all(
@@ -278,7 +276,13 @@ def _align_all(
         )
         label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), seed)
 
-    settings = {"policy": _key(reference), "gold": _key(gold), "pairs": recipe.pairs, "seed": seed}
+    settings = {
+        "policy": _key(reference),
+        "gold": _key(gold),
+        "pairs": recipe.pairs,
+        "held out": recipe.evaluation_prompts,
+        "seed": seed,
+    }
     pairs = quick.make(f"pairs-{size}-seed{seed}", settings, make_pairs)
     data = quick.data(
         source="jsonl",
