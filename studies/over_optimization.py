@@ -16,7 +16,11 @@ The last line says how many of the seeds hold all three.
 
 import argparse
 import json
+import shlex
+import shutil
+import sys
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +31,7 @@ from scipy.stats import spearmanr
 from overopt.analysis.fitting import fit_law
 from overopt.analysis.laws import LAWS, distance
 from overopt.quickstart import Recipe, run_quickstart
+from overopt.tracking.provenance import provenance
 
 RESAMPLES = 10_000
 
@@ -97,19 +102,36 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1024)
     parser.add_argument("--out", type=Path, default=Path("outputs/science"))
     parser.add_argument("--tracking-uri", default=None)
+    parser.add_argument("--keep", type=Path, default=None, help="folder for points, fits, figures and the summary")
     options = parser.parse_args()
     recipe = replace(Recipe(), evaluation_prompts=options.prompts)
     run_quickstart([options.objective], None, options.seeds, [options.size], options.out, options.tracking_uri, recipe)
-    points = pd.read_csv(options.out / "report" / "points.csv")
+    report = options.out / "report"
+    points = pd.read_csv(report / "points.csv")
     claims = {seed: check(points[points.seed == seed], options.out, options.size) for seed in options.seeds}
-    print(f"\n{options.prompts} evaluation prompts, one half to choose on, one to measure on")
-    for seed, c in claims.items():
-        print(
-            f"seed {seed}: Spearman(beta, final KL) {c.spearman:.3f}; best point ({c.best}) beats the widest final "
-            f"one by {c.drop:.3f} [{c.drop_low:.3f}, {c.drop_high:.3f}]; RMSE log law {c.rmse_log_law:.4f}, "
-            f"quadratic in KL {c.rmse_quadratic_in_kl:.4f}: {'holds' if c.hold else 'does not hold'}"
-        )
-    print(f"all three claims hold in {sum(c.hold for c in claims.values())} of {len(claims)} seeds")
+    lines = [f"{options.prompts} evaluation prompts, one half to choose on, one to measure on"]
+    lines += [
+        f"seed {seed}: Spearman(beta, final KL) {c.spearman:.3f}; best point ({c.best}) beats the widest final "
+        f"one by {c.drop:.3f} [{c.drop_low:.3f}, {c.drop_high:.3f}]; RMSE log law {c.rmse_log_law:.4f}, "
+        f"quadratic in KL {c.rmse_quadratic_in_kl:.4f}: {'holds' if c.hold else 'does not hold'}"
+        for seed, c in claims.items()
+    ]
+    lines.append(f"all three claims hold in {sum(c.hold for c in claims.values())} of {len(claims)} seeds")
+    if options.keep is not None:
+        keep(report, options.keep, lines)
+    print("\n" + "\n".join(lines))
+
+
+def keep(report: Path, folder: Path, lines: list[str]) -> None:
+    """Copy what a reader wants to see without running it, with how it was made."""
+    shutil.copytree(report / "figures", folder / "figures", dirs_exist_ok=True)
+    for name in ("points.csv", "fits.csv"):
+        shutil.copy(report / name, folder / name)
+    origin = [f"{name}: {value}" for name, value in {"date": f"{date.today()}", **provenance()}.items()]
+    command = shlex.join(["python", *sys.argv])
+    (folder / "summary.txt").write_text(
+        "\n".join([*lines, "", f"command: {command}", *origin]) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

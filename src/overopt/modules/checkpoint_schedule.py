@@ -16,7 +16,7 @@ class CheckpointSchedule(Checkpoint):
     """Saves after given numbers of examples, so that the batch size does not move the checkpoints.
 
     Files are named ``examples-00003072.ckpt`` after what had been seen; ``last.ckpt`` is the newest of them
-    as a hard link, for a resume.
+    (a link), for a resume.
 
     Args:
         folder: where checkpoints go; ``runs/RUN_ID/checkpoints`` in the trainer's root by default.
@@ -74,7 +74,7 @@ class CheckpointSchedule(Checkpoint):
         if trainer.is_global_zero:
             link = self.folder / f".last.{os.getpid()}.tmp"
             link.unlink(missing_ok=True)
-            os.link(path, link)
+            os.symlink(path.name, link)
             os.replace(link, self.folder / "last.ckpt")
 
 
