@@ -29,3 +29,18 @@ def test_an_error_leaves_the_file_before_and_nothing_else(error, tmp_path):
         half_written(path, error)
     assert path.read_bytes() == b"before"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_name_is_taken_over_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+
+    def killed(source: Path, target: Path) -> None:
+        assert (Path(source).read_bytes(), target.read_bytes()) == (b"whole", b"before")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+        file.write(b"whole")
+    assert path.read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from overopt.models.generation import draw_tokens, sample_responses
 
@@ -86,6 +86,16 @@ def test_a_sample_does_not_depend_on_the_batch_it_was_drawn_in(batch_size):
     together = sample(causal_lm, prompts, batch_size=100)
     assert len({len(response.token_ids) for response in together}) > 1
     assert sample(causal_lm, prompts, batch_size=batch_size) == together
+
+
+def test_padding_on_the_left_moves_no_position():
+    """Rotary positions are relative and would not show it; GPT-2's are absolute."""
+    torch.manual_seed(0)
+    causal_lm = GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    with torch.no_grad():
+        causal_lm.transformer.wpe.weight.mul_(100)  # else positions would hardly count
+    prompts = random_prompts(23, vocabulary=30)
+    assert sample(causal_lm, prompts, batch_size=1) == sample(causal_lm, prompts, batch_size=23)
 
 
 def test_the_seed_fixes_the_samples():
