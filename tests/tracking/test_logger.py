@@ -16,6 +16,9 @@ from overopt.tracking.runs import STAGE_TAG, start_run
 from tiny import FAST, TINY, KilledError, StopAfter
 
 
+EXPERIMENT = "training"
+
+
 @pytest.fixture(autouse=True)
 def interrupt_signal() -> Iterator[None]:
     """Lightning leaves Ctrl-C ignored after a KeyboardInterrupt."""
@@ -29,7 +32,7 @@ def fit(store_uri, make_data, make_trainer):
     """Train an SFT policy in a run of its own, and give the run's id."""
 
     def train(*callbacks: Callback, module=None, data=None, ckpt_path=None, run_id=None, **trainer: Any) -> str:
-        tracker = MLflowTracker(store_uri, experiment="training", run_id=run_id)
+        tracker = MLflowTracker(store_uri, experiment=EXPERIMENT, run_id=run_id)
         train.tracker = tracker
         settings = {"logger": tracker, "callbacks": [RunRecord(), *callbacks], "enable_checkpointing": True} | trainer
         settings["enable_checkpointing"] = any(isinstance(c, CheckpointSchedule) for c in callbacks)
@@ -49,8 +52,8 @@ class Raises(Callback):
 
 
 def running(client) -> list[str]:
-    ids = [experiment.experiment_id for experiment in client.search_experiments()]
-    return [run.info.run_id for run in client.search_runs(ids, "attributes.status = 'RUNNING'")]
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return [r.info.run_id for r in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")]
 
 
 def test_a_training_run_is_recorded_as_the_contract_says(fit, client, make_data, sft_checkpoint):
