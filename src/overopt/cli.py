@@ -179,6 +179,9 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    # Read when the libraries are imported: nothing here phones home unless the user has said so.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(_overview())

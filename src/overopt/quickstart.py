@@ -23,6 +23,7 @@ from overopt.experiment import (
     sample_pairs_to_file,
 )
 from overopt.models.policy import EMBEDDED_SIZES, load_policy
+from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective, DirectAlignmentModule
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
@@ -80,7 +81,8 @@ class Quickstart:
     """One quickstart: its folder, its tracking, its recipe.
 
     Every stage has a folder with ``stage.json``, written when the stage is done and naming the settings it
-    was done with; a stage whose settings agree is not done again.
+    was done with; a stage whose settings agree is not done again. ``policies`` are the SFT policies at hand, by
+    size and seed.
     """
 
     out: Path
@@ -88,6 +90,7 @@ class Quickstart:
     tracking_uri: str
     study: str
     recipe: Recipe = field(default_factory=Recipe)
+    policies: dict[tuple[str, int], Path] = field(default_factory=dict)
 
     def data(self, **changes: Any) -> PreferenceDataModule:
         """A DataModule under the recipe's limits."""
@@ -241,9 +244,12 @@ def run_quickstart(
 
 
 def _sft(quick: Quickstart, size: str, seed: int) -> Path:
-    recipe = quick.recipe
-    module = SFTModule(architecture=EMBEDDED_SIZES[size], optimizer=recipe.sft_optimizer)
-    return quick.train(f"sft-{size}-seed{seed}", module, quick.data(seed=seed), recipe.sft_steps, seed)
+    if (size, seed) not in quick.policies:
+        recipe = quick.recipe
+        module = SFTModule(architecture=EMBEDDED_SIZES[size], optimizer=recipe.sft_optimizer)
+        name = f"sft-{size}-seed{seed}"
+        quick.policies[size, seed] = quick.train(name, module, quick.data(seed=seed), recipe.sft_steps, seed)
+    return quick.policies[size, seed]
 
 
 def _gold_model(quick: Quickstart) -> Path:
@@ -297,7 +303,7 @@ def _align_all(
     )
 
     def evaluate(folder: Path, run_id: str) -> None:
-        paths = sorted((folder / "checkpoints").glob("examples-*.ckpt"))
+        paths = checkpoint_paths(folder / "checkpoints")
         with progress_bar() as progress:
             task = progress.add_task("evaluating", total=(len(paths) + 1) * recipe.evaluation_prompts)
             evaluations = evaluate_paths(evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n))

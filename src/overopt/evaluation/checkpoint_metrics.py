@@ -88,6 +88,8 @@ class Evaluator:
             # Every run has the reference as its first row; its samples do not depend on the run.
             if self._reference_samples is None:
                 self._reference_samples = self._sample_metrics(policy, on_batch)
+            elif on_batch is not None:
+                on_batch(len(self.prompts))
             completions, metrics = self._reference_samples
         metrics = {**metrics, **self._pair_metrics(policy, alignment)}
         return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
