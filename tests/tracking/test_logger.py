@@ -15,7 +15,6 @@ from overopt.tracking.logger import MLflowTracker, RunRecord
 from overopt.tracking.runs import STAGE_TAG, start_run
 from tiny import FAST, TINY, KilledError, StopAfter
 
-
 EXPERIMENT = "training"
 
 
