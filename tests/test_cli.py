@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -85,11 +86,11 @@ DPO = ["fit", "--model", "overopt.modules.direct_alignment.DirectAlignmentModule
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(PAIR | {"id": i}) + "\n" for i in range(40)))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(PAIR | {"id": i, "post_id": f"post {i}"}) + "\n" for i in range(40)))
     (tmp_path / "malformed.jsonl").write_text(json.dumps(PAIR) + '\n{"prompt": \n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "no_answer.jsonl").write_text(json.dumps(PAIR | {"chosen": "  "}) + "\n")
-    (tmp_path / "long.jsonl").write_text(json.dumps(PAIR | {"prompt": "word " * 200}) + "\n")
+    (tmp_path / "long.jsonl").write_text(json.dumps(PAIR | {"prompt": "word " * 2000}) + "\n")
     (tmp_path / "half.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
     return tmp_path
 
@@ -120,6 +121,12 @@ BAD_INPUT = {
         "127.0.0.1:9",
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def closed_streams(monkeypatch):
+    # Lightning's log handler keeps the stderr of an earlier test, which pytest has closed.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 @pytest.fixture

@@ -41,7 +41,11 @@ def start_run(
         all_tags[_PARENT_TAG] = parent_run_id
     run = client.create_run(experiment_id(client, experiment), tags=all_tags)
     run_id: str = run.info.run_id
-    log_params(client, run_id, provenance())
+    try:
+        log_params(client, run_id, provenance())
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
     return run_id
 
 
