@@ -86,7 +86,9 @@ DPO = ["fit", "--model", "overopt.modules.direct_alignment.DirectAlignmentModule
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(PAIR | {"id": i, "post_id": f"post {i}"}) + "\n" for i in range(40)))
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps(PAIR | {"id": i, "post_id": f"post {i}"}) + "\n" for i in range(40))
+    )
     (tmp_path / "malformed.jsonl").write_text(json.dumps(PAIR) + '\n{"prompt": \n')
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "no_answer.jsonl").write_text(json.dumps(PAIR | {"chosen": "  "}) + "\n")

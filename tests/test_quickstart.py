@@ -103,7 +103,9 @@ def test_the_same_seed_gives_the_same_points_and_another_seed_others(done, tmp_p
     run(tmp_path, seeds=[0, 1])
     table, first = points(tmp_path), points(folder)
     again = table[table.seed == 0].reset_index(drop=True)
-    pd.testing.assert_frame_equal(again.drop(columns="run_id"), first.drop(columns="run_id"), check_exact=True)
+    pd.testing.assert_frame_equal(
+        again.drop(columns="run_id"), first.drop(columns="run_id"), check_exact=True, check_dtype=False
+    )
     other = table[(table.seed == 1) & (table.examples_seen > 0)]
     assert set(other.kl_nats).isdisjoint(first.kl_nats)
 
@@ -139,7 +141,10 @@ def test_interrupted_in_training_it_goes_on_where_it_was(corpus, tmp_path, monke
     run(tmp_path)
     assert {run.info.status for run in runs(tmp_path)} == {"FINISHED"}
     pd.testing.assert_frame_equal(
-        points(tmp_path).drop(columns="run_id"), points(folder).drop(columns="run_id"), check_exact=True
+        points(tmp_path).drop(columns="run_id"),
+        points(folder).drop(columns="run_id"),
+        check_exact=True,
+        check_dtype=False,
     )
 
 

@@ -75,7 +75,12 @@ def sample_pairs(
 
 
 def label_pairs(
-    pairs: Path, out: Path, by: Literal["gold", "human"] = "gold", gold_model: str | None = None, seed: int = 0
+    pairs: Path,
+    out: Path,
+    by: Literal["gold", "human"] = "gold",
+    gold_model: str | None = None,
+    gold_temperature: float = 1.0,
+    seed: int = 0,
 ) -> None:
     """Label sampled pairs, and write a folder that ``--data.source jsonl --data.path FOLDER`` reads.
 
@@ -86,16 +91,18 @@ def label_pairs(
             human: the person's response over the samples, over another post's response and over its own words
             in disorder (what trains a gold reward model).
         gold_model: checkpoint of the gold reward model.
+        gold_temperature: its rewards are divided by it; below 1 labels are less noisy.
         seed: fixes the draws of labels.
     """
     from overopt.experiment import label_pairs_to_folder
 
-    label_pairs_to_folder(pairs, out, by, gold_model, seed)
+    label_pairs_to_folder(pairs, out, by, gold_model, gold_temperature, seed)
 
 
 def evaluate(
     checkpoints: Path,
     gold_model: str | None = None,
+    gold_temperature: float = 1.0,
     num_prompts: int = 256,
     opponent: Literal["human", "preferred"] = "human",
     seed: int = 0,
@@ -108,6 +115,7 @@ def evaluate(
     Args:
         checkpoints: one .ckpt file, or a folder of examples-*.ckpt files.
         gold_model: checkpoint of the gold reward model that judges; without one there is no win rate.
+        gold_temperature: its rewards are divided by it, as they were when pairs were labelled.
         num_prompts: held-out prompts, one a post; 256 give a win rate to +-6 points.
         opponent: the dataset's response that samples are judged against.
         seed: fixes the draws, for all checkpoints alike.
@@ -117,7 +125,9 @@ def evaluate(
     """
     from overopt.experiment import evaluate_checkpoints
 
-    evaluate_checkpoints(checkpoints, gold_model, num_prompts, opponent, seed, out, run_id, tracking_uri)
+    evaluate_checkpoints(
+        checkpoints, gold_model, gold_temperature, num_prompts, opponent, seed, out, run_id, tracking_uri
+    )
 
 
 def report(

@@ -54,9 +54,11 @@ def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes:
     return PreferenceDataModule(**{**checkpoint.data, "tokenizer": str(path), **changes})
 
 
-def gold_judge(path: str | Path, data: PreferenceDataModule) -> GoldRewardJudge:
+def gold_judge(path: str | Path, data: PreferenceDataModule, temperature: float) -> GoldRewardJudge:
     """The gold reward model in a checkpoint, as a judge of this data's responses."""
-    return GoldRewardJudge(load_reward_model(path), max_response_tokens=data.max_response_tokens)
+    return GoldRewardJudge(
+        load_reward_model(path), max_response_tokens=data.max_response_tokens, temperature=temperature
+    )
 
 
 def sample_pairs_to_file(
@@ -96,7 +98,12 @@ def sample_pairs_to_file(
 
 
 def label_pairs_to_folder(
-    pairs_file: Path, out: Path, by: Literal["gold", "human"], gold_model: str | None, seed: int
+    pairs_file: Path,
+    out: Path,
+    by: Literal["gold", "human"],
+    gold_model: str | None,
+    gold_temperature: float,
+    seed: int,
 ) -> LabelledPairs:
     """Stage ``label-pairs``; see :func:`overopt.cli.label_pairs`."""
     if (by == "gold") != (gold_model is not None):
@@ -106,7 +113,7 @@ def label_pairs_to_folder(
         labelled = label_by_human(pairs, seed=seed)
     else:
         data = data_of_checkpoint(read_model_checkpoint(Path(gold_model)), gold_model)
-        labelled = label_by_gold(pairs, gold_judge(gold_model, data), seed=seed)
+        labelled = label_by_gold(pairs, gold_judge(gold_model, data, gold_temperature), seed=seed)
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))
@@ -116,6 +123,7 @@ def label_pairs_to_folder(
 def evaluate_checkpoints(
     checkpoints: Path,
     gold_model: str | None,
+    gold_temperature: float,
     num_prompts: int,
     opponent: str,
     seed: int,
@@ -138,7 +146,7 @@ def evaluate_checkpoints(
     reference_path = first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
     data.setup("fit")
-    judge = None if gold_model is None else gold_judge(gold_model, data)
+    judge = None if gold_model is None else gold_judge(gold_model, data, gold_temperature)
     evaluator = Evaluator(
         data, load_policy(reference_path), judge, num_prompts=num_prompts, opponent=opponent, seed=seed
     )

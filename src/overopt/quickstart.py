@@ -47,6 +47,7 @@ class Recipe:
         sft_steps: optimiser steps of the SFT policy.
         gold_steps: optimiser steps of the gold reward model.
         gold_pairs: posts of the gold part whose human summaries it learns to prefer.
+        gold_temperature: divides the gold model's rewards, in labels and verdicts alike.
         pairs: sampled pairs that policies are aligned to.
         align_batch_size: pairs per optimiser step of alignment.
         align_steps: optimiser steps of an alignment run.
@@ -56,7 +57,7 @@ class Recipe:
         align_optimizer: of alignment.
     """
 
-    betas: tuple[float, ...] = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+    betas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
     vocab_size: int = 2048
     max_prompt_tokens: int = 48
     max_response_tokens: int = 24
@@ -64,13 +65,14 @@ class Recipe:
     sft_steps: int = 1000
     gold_steps: int = 400
     gold_pairs: int = 6400
+    gold_temperature: float = 0.5
     pairs: int = 2048
     align_batch_size: int = 32
     align_steps: int = 256
     evaluation_prompts: int = 512
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
-    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 3.5e-4, 0.2)
+    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 3e-4, 0.2)
 
 
 GOLD_SIZE = "0.7M"
@@ -261,7 +263,7 @@ def _gold_model(quick: Quickstart) -> Path:
         file = folder / "sampled.jsonl"
         parts: list[Part] = ["gold", "evaluation"]
         sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
-        label_pairs_to_folder(file, folder / "labelled", "human", None, 0)
+        label_pairs_to_folder(file, folder / "labelled", "human", None, 1.0, 0)
 
     settings = {"policy": _key(policy), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
     pairs = quick.make("gold-pairs", settings, make_pairs)
@@ -280,11 +282,12 @@ def _align_all(
         sample_pairs_to_file(
             str(reference), file, None, None, ["train", "evaluation"], recipe.pairs, recipe.evaluation_prompts, 1 + seed
         )
-        label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), seed)
+        label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), recipe.gold_temperature, seed)
 
     settings = {
         "policy": _key(reference),
         "gold": _key(gold),
+        "gold_temperature": recipe.gold_temperature,
         "pairs": recipe.pairs,
         "held out": recipe.evaluation_prompts,
         "seed": seed,
@@ -299,7 +302,11 @@ def _align_all(
         seed=seed,
     )
     evaluator = Evaluator(
-        data, load_policy(reference), gold_judge(gold, data), num_prompts=recipe.evaluation_prompts, seed=seed
+        data,
+        load_policy(reference),
+        gold_judge(gold, data, recipe.gold_temperature),
+        num_prompts=recipe.evaluation_prompts,
+        seed=seed,
     )
 
     def evaluate(folder: Path, run_id: str) -> None:

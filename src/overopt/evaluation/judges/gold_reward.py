@@ -26,12 +26,23 @@ class GoldRewardJudge:
     Args:
         reward_model: the gold reward model, on the device to use.
         max_response_tokens: longer responses are cut, the end of text counted.
+        temperature: rewards are divided by it: below 1 the judge is more decisive than the model it was trained as.
         batch_size: responses per forward pass.
     """
 
-    def __init__(self, reward_model: RewardModel, *, max_response_tokens: int, batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        *,
+        max_response_tokens: int,
+        temperature: float = 1.0,
+        batch_size: int = 256,
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"need a gold temperature > 0, got {temperature}")
         self._reward_model = reward_model.eval()
         self._max_response_tokens = max_response_tokens
+        self._temperature = temperature
         self._batch_size = batch_size
         # The opponents are the same for every checkpoint of a sweep.
         self._opponent_rewards: dict[tuple[str, str], float] = {}
@@ -68,4 +79,4 @@ class GoldRewardJudge:
             batch = collate_demonstrations([rows[i] for i in places], padding_id(tokenizer))
             values = self._reward_model(batch.input_ids.to(device), batch.response_mask.to(device))
             rewards[places] = values.double().cpu().numpy()
-        return rewards
+        return rewards / self._temperature
