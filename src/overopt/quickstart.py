@@ -72,7 +72,7 @@ class Recipe:
     evaluation_prompts: int = 512
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
-    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 3e-4, 0.2)
+    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 4e-4, 0.2)
 
 
 GOLD_SIZE = "0.7M"
