@@ -57,7 +57,7 @@ class Recipe:
         align_optimizer: of alignment.
     """
 
-    betas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+    betas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
     vocab_size: int = 2048
     max_prompt_tokens: int = 48
     max_response_tokens: int = 24
