@@ -80,7 +80,7 @@ def sample_pairs_to_file(
         data = data_of_checkpoint(read_model_checkpoint(Path(policy)), policy, **changes)
     else:
         data = PreferenceDataModule(**{"tokenizer": policy, **changes})
-    data.setup("fit")
+    data.setup("predict")
     with progress_bar() as progress:
         task = progress.add_task("sampling pairs", total=None)
         pairs = sample_pairs(
@@ -145,7 +145,7 @@ def evaluate_checkpoints(
     client = open_store(tracking_uri, create=False) if run_id else None
     reference_path = first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
-    data.setup("fit")
+    data.setup("predict")
     judge = None if gold_model is None else gold_judge(gold_model, data, gold_temperature)
     evaluator = Evaluator(
         data, load_policy(reference_path), judge, num_prompts=num_prompts, opponent=opponent, seed=seed

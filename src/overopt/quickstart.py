@@ -107,7 +107,7 @@ class Quickstart:
                 **changes,
             }
         )
-        data.setup("fit")
+        data.setup("predict")
         return data
 
     def train(

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -172,6 +173,8 @@ class PreferenceDataModule(LightningDataModule):
         self._max_examples = max_examples
         self._seed = seed
         self._read: SourceRead | None = None
+        self._training: Sequence[Demonstration | PreferenceExample] = []
+        self._held_out: Sequence[Demonstration | PreferenceExample] = []
         self._train_loader: StepLoader | None = None
         self._resume_from: dict[str, Any] | None = None
 
@@ -180,31 +183,33 @@ class PreferenceDataModule(LightningDataModule):
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        """Read, split and tokenise; idempotent.
+        """Read, split and settle the tokenizer; tokenise for ``fit``, and otherwise when asked. Idempotent.
 
         Raises:
             ValueError: no examples of the wanted kind in a split, or what the source or tokeniser refuse.
         """
-        if self._read is not None:
-            return
-        read = self.source.read()
-        self.train_set: DemonstrationSet | PreferenceSet
-        self.evaluation_set: DemonstrationSet | PreferenceSet
-        if self._examples == "demonstrations":
-            demonstrations, held_out_demonstrations = self._split(read.demonstrations)
-            self.train_set = self.tokenize_demonstrations(demonstrations)
-            self.evaluation_set = self.tokenize_demonstrations(held_out_demonstrations)
-        else:
-            preferences, held_out_preferences = self._split(read.preferences)
-            self.train_set = self.tokenize_preferences(preferences)
-            self.evaluation_set = self.tokenize_preferences(held_out_preferences)
-        self._read = read
+        if self._read is None:
+            read = self.source.read()
+            examples = read.demonstrations if self._examples == "demonstrations" else read.preferences
+            self._training, self._held_out = self._split(examples)
+            self._read = read
+        if stage == "fit":
+            _ = self.train_set, self.evaluation_set
+
+    @cached_property
+    def train_set(self) -> DemonstrationSet | PreferenceSet:
+        """Examples to train on."""
+        return self._tokenized(self._training)
+
+    @cached_property
+    def evaluation_set(self) -> DemonstrationSet | PreferenceSet:
+        """Held-out examples."""
+        return self._tokenized(self._held_out)
 
     @property
     def read(self) -> SourceRead:
         """Everything the source held."""
-        if self._read is None:
-            self.setup("fit")
+        self.setup("predict")
         assert self._read is not None
         return self._read
 
@@ -281,6 +286,11 @@ class PreferenceDataModule(LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _tokenized(self, examples: Sequence[Demonstration | PreferenceExample]) -> DemonstrationSet | PreferenceSet:
+        if self._examples == "demonstrations":
+            return self.tokenize_demonstrations([e for e in examples if isinstance(e, Demonstration)])
+        return self.tokenize_preferences([e for e in examples if isinstance(e, PreferenceExample)])
 
     def _split(self, examples: Sequence[ExampleT]) -> tuple[list[ExampleT], list[ExampleT]]:
         """The examples to train on and those held out; settles tokenizer and fingerprint, which follow from them."""
