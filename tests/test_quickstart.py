@@ -36,10 +36,9 @@ def corpus():
     patch.undo()
 
 
-def run(folder, seeds=(0,), recipe=TINY, betas=BETAS):
-    return run_quickstart(
-        ["dpo"], betas, list(seeds), ["0.4M"], folder / "out", f"sqlite:///{folder}/mlflow.db", recipe
-    )
+def run(folder, seeds=(0,), recipe=TINY, betas=BETAS, out=None):
+    store = f"sqlite:///{folder}/mlflow.db"
+    return run_quickstart(["dpo"], betas, list(seeds), ["0.4M"], out or folder / "out", store, recipe)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +145,13 @@ def test_interrupted_in_training_it_goes_on_where_it_was(corpus, tmp_path, monke
         check_exact=True,
         check_dtype=False,
     )
+
+
+def test_two_quickstarts_share_a_store_but_no_run(corpus, tmp_path):
+    pages = [run(tmp_path, betas=[0.1], out=tmp_path / name) for name in ("one", "two")]
+    one, two = (pd.read_csv(page.parent / "points.csv") for page in pages)
+    assert set(one.run_id).isdisjoint(two.run_id)
+    pd.testing.assert_frame_equal(one.drop(columns="run_id"), two.drop(columns="run_id"))
 
 
 def test_a_changed_recipe_is_not_mistaken_for_what_was_done(done, tmp_path):

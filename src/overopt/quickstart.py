@@ -29,7 +29,7 @@ from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
-from overopt.tracking.runs import find_run, finishing, log_artifact, log_params, start_run
+from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_artifact, log_params, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.trainers import fit, quiet_lightning
 
@@ -135,12 +135,12 @@ class Quickstart:
             "seed": seed,
         }
         with _Stage(folder, settings) as stage:
-            if stage.done and find_run(self.client, {"overopt.stage_key": stage.key}):
+            # Of this study: another one in the same store may have a run with equal settings.
+            tags = {"overopt.stage_key": stage.key, PARENT_TAG: self.study}
+            run_id = find_run(self.client, tags)
+            if stage.done and run_id is not None:
                 return last
-            tags = {"overopt.stage_key": stage.key}
-            run_id = find_run(self.client, tags) or start_run(
-                self.client, name, module.stage_name, parent_run_id=self.study, tags=tags
-            )
+            run_id = run_id or start_run(self.client, name, module.stage_name, tags=tags)
             print(f"\n{name}")
             seed_everything(seed, verbose=False)
             with finishing(self.client, run_id):

@@ -4,6 +4,7 @@ import pytest
 
 from overopt.tracking.provenance import git_commit, provenance
 from overopt.tracking.runs import (
+    PARENT_TAG,
     STAGE_TAG,
     find_run,
     finishing,
@@ -20,7 +21,7 @@ def status(client, run_id: str) -> str:
 
 def test_a_run_bears_name_stage_parent_and_origin(client):
     parent = start_run(client, "quickstart", "study")
-    run = client.get_run(start_run(client, "dpo 0.1", "align", parent_run_id=parent, tags={"key": "value"}))
+    run = client.get_run(start_run(client, "dpo 0.1", "align", tags={"key": "value", PARENT_TAG: parent}))
     assert run.info.run_name == "dpo 0.1"
     assert run.data.tags[STAGE_TAG] == "align"
     assert run.data.tags["mlflow.parentRunId"] == parent

@@ -13,7 +13,7 @@ from overopt.tracking.provenance import provenance
 from overopt.tracking.store import EXPERIMENT, experiment_id
 
 STAGE_TAG = "overopt.stage"
-_PARENT_TAG = "mlflow.parentRunId"
+PARENT_TAG = "mlflow.parentRunId"
 _NAME_TAG = "mlflow.runName"
 
 
@@ -22,7 +22,6 @@ def start_run(
     name: str,
     stage: str,
     *,
-    parent_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
     experiment: str = EXPERIMENT,
 ) -> str:
@@ -32,13 +31,10 @@ def start_run(
         client: of the store.
         name: what the UI shows.
         stage: sft, reward, align, rl, judge or study.
-        parent_run_id: the study it belongs to.
-        tags: more tags.
+        tags: more tags; ``PARENT_TAG`` names the study it belongs to.
         experiment: name of the experiment.
     """
     all_tags = {_NAME_TAG: name, STAGE_TAG: stage, **(tags or {})}
-    if parent_run_id is not None:
-        all_tags[_PARENT_TAG] = parent_run_id
     run = client.create_run(experiment_id(client, experiment), tags=all_tags)
     run_id: str = run.info.run_id
     try:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from overopt.tracking.runs import STAGE_TAG
+from overopt.tracking.runs import PARENT_TAG, STAGE_TAG
 from overopt.tracking.store import open_store, sqlite_path
 
 METRICS = (
@@ -139,7 +139,7 @@ def _align_runs(client: Any, tracking_uri: str, experiment: str | None, parent_r
     if parent_run_id is not None:
         if not re.fullmatch(r"[\w-]+", parent_run_id):
             raise ValueError(f"{parent_run_id!r} is not a run id")
-        conditions.append(f"tags.`mlflow.parentRunId` = '{parent_run_id}'")
+        conditions.append(f"tags.`{PARENT_TAG}` = '{parent_run_id}'")
     ids = [found.experiment_id for found in experiments]
     runs = _pages(
         lambda token: client.search_runs(ids, " and ".join(conditions), order_by=["start_time DESC"], page_token=token)
