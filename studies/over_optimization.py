@@ -15,7 +15,6 @@ The last line says how many of the seeds hold all three.
 """
 
 import argparse
-import json
 import shlex
 import shutil
 import sys
@@ -30,6 +29,7 @@ from scipy.stats import spearmanr
 
 from overopt.analysis.fitting import fit_law
 from overopt.analysis.laws import LAWS, distance
+from overopt.evaluation.records import read_completions
 from overopt.quickstart import Recipe, run_quickstart
 from overopt.tracking.provenance import provenance
 
@@ -58,8 +58,7 @@ def win_probabilities(out: Path, row: pd.Series, size: str) -> pd.Series:
     """Graded verdicts of a checkpoint by prompt."""
     run = f"{row.objective}-beta{row.beta:g}-{size}-seed{row.seed}"
     path = out / run / "evaluation" / f"examples-{int(row.examples_seen):08d}.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return pd.Series({line["prompt_id"]: line["win_probability"] for line in lines})
+    return pd.Series({completion.prompt_id: completion.win_probability for completion in read_completions(path)})
 
 
 def check(points: pd.DataFrame, out: Path, size: str) -> Claims:

@@ -1,8 +1,7 @@
 """Stage ``report``: tracked runs to points, fits, figures and the page. No model is opened."""
 
-import json
 import tempfile
-from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +9,7 @@ from mlflow import MlflowClient
 
 from overopt.analysis.fitting import fit_table
 from overopt.analysis.report import ReportPaths, format_fits, write_report
+from overopt.evaluation.records import read_completions
 from overopt.tracking.provenance import command_line, provenance
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.tracking.tables import read_points
@@ -55,13 +55,9 @@ def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFram
                 continue
             for file in sorted(Path(client.download_artifacts(run_id, COMPLETIONS, folder)).glob("examples-*.jsonl")):
                 seen = int(file.stem.removeprefix("examples-"))
-                rows.extend({"run_id": run_id, "examples_seen": seen, **line} for line in _lines(file))
+                for completion in read_completions(file):
+                    row = {**asdict(completion), "response_tokens": completion.response_tokens}
+                    del row["token_ids"]
+                    rows.append({"run_id": run_id, "examples_seen": seen, **row})
                 file.unlink()
     return pd.DataFrame(rows)
-
-
-def _lines(file: Path) -> Iterator[dict[str, object]]:
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        row.pop("token_ids", None)
-        yield row
