@@ -3,8 +3,8 @@
     make numerics
 
 1. the step-0 loss of every objective, through the real forward pass, against its value at margin 0;
-2. response log-probabilities of a padded batch against an unbatched, unpadded forward of the stock Hugging
-   Face model, and the gradient of their sum, relative by norm, in float32;
+2. response log-probabilities of packed pairs with shared prompts against an unbatched, unpadded forward of the
+   stock Hugging Face model, and the gradient of their sum, relative by norm, in float32;
 3. KL estimated on samples against brute-force enumeration of all responses, in standard errors;
 4. every loss and its gradient against a formula written out here;
 5. metrics over uneven batches against the same over all examples at once.
@@ -15,14 +15,18 @@ The last line says how many of the five hold.
 import itertools
 import math
 
+import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, Qwen2Config
 
+from overopt.data.packing import Packing
 from overopt.metrics.kl import SequenceKL
 from overopt.models.generation import sample_responses
+from overopt.models.grouped_attention import use_grouped_attention
 from overopt.models.log_probs import response_log_probs
 from overopt.modules.direct_alignment import AlignmentObjective, PairScores
 from overopt.objectives.preference import PREFERENCE_LOSSES
+from overopt.packed_tokens import PromptGroup, pack
 
 TINY = {
     "hidden_size": 32,
@@ -59,13 +63,13 @@ BY_HAND = {
 
 
 def step_zero() -> bool:
-    """Policy and reference one model, scored in different batches."""
+    """Policy and reference one model; the policy scores packed pairs, the reference each response alone."""
     worst = 0.0
     model = _model("gpt_neox")
-    ids, mask = _padded_batch()
-    policy = response_log_probs(model, ids, mask).sum(dim=1)
-    reference = torch.stack([response_log_probs(model, i[None], m[None]).sum() for i, m in zip(ids, mask, strict=True)])
-    chosen, rejected = (policy - reference).chunk(2)
+    tokens = pack(_pairs())
+    policy = tokens.sums(response_log_probs(model, tokens))
+    reference = torch.stack([response_log_probs(model, pack([alone])).sum() for alone in _each_alone()])
+    chosen, rejected = (policy - reference).view(-1, 2).unbind(dim=1)
     for name, value in AT_ZERO.items():
         scores = PairScores(chosen, rejected, torch.zeros(len(chosen), dtype=torch.int64))
         loss = AlignmentObjective(name, BETA).pair_losses(scores).mean().item()
@@ -75,21 +79,16 @@ def step_zero() -> bool:
 
 
 def log_probs() -> bool:
-    """Padded batch against one stock forward a sequence."""
+    """Shared prompts in one packed row, logits in chunks, against one stock forward a response."""
     worst_value = worst_gradient = 0.0
     for name in CONFIGS:
         model = _model(name)
-        ids, mask = _padded_batch()
-        batched = response_log_probs(model, ids, mask)
-        gradient = _gradient(model, batched.sum())
-        rows = []
-        for row_ids, row_mask in zip(ids, mask, strict=True):
-            length = int(row_mask.nonzero().max()) + 1
-            stock = model(row_ids[None, :length]).logits.log_softmax(dim=-1)[0, :-1]
-            rows.append(stock.gather(1, row_ids[1:length, None]).squeeze(1)[row_mask[1:length]])
-        single = torch.cat(rows)
-        stock_gradient = _gradient(model, single.sum())
-        worst_value = max(worst_value, float(((batched[mask] - single) / single).detach().abs().max()))
+        chunk_of_five_tokens = 5 * 4 * 101 / 2**20  # [MiB]
+        ours = response_log_probs(model, pack(_pairs()), logits_mib=chunk_of_five_tokens)
+        gradient = _gradient(model, ours.sum())
+        stock = torch.cat([_stock_log_probs(model, *_ids(alone)) for alone in _each_alone()])
+        stock_gradient = _gradient(model, stock.sum())
+        worst_value = max(worst_value, float(((ours - stock) / stock).detach().abs().max()))
         worst_gradient = max(worst_gradient, float((gradient - stock_gradient).norm() / stock_gradient.norm()))
     print(
         f"2. response log-probs against the stock model ({', '.join(CONFIGS)}): largest relative error "
@@ -106,19 +105,16 @@ def kl_by_enumeration(num_samples: int = 20_000) -> bool:
     exact = 0.0
     with torch.no_grad():
         for response in responses:
-            p, q = (_log_prob(model, prompt, response) for model in (policy, reference))
+            p, q = (float(_stock_log_probs(model, prompt, response).sum()) for model in (policy, reference))
             exact += math.exp(p) * (p - q)
         drawn = sample_responses(
             policy, [prompt] * num_samples, eos_token_id=end, max_response_tokens=longest, seed=0, batch_size=4096
         )
         kl = SequenceKL()
-        for first in range(0, num_samples, 4096):
-            chunk = [prompt + sample.token_ids for sample in drawn[first : first + 4096]]
-            ids = torch.tensor([tokens + [1] * (len(prompt) + longest - len(tokens)) for tokens in chunk])
-            lengths = torch.tensor([len(tokens) for tokens in chunk])
-            places = torch.arange(ids.shape[1])
-            mask = (places >= len(prompt)) & (places < lengths[:, None])
-            kl.update(response_log_probs(policy, ids, mask), response_log_probs(reference, ids, mask), mask)
+        groups = [PromptGroup(np.array(prompt), (np.array(sample.token_ids),)) for sample in drawn]
+        for _, tokens in Packing(max_tokens=16384).batches(groups):
+            scores = [tokens.padded(response_log_probs(model, tokens)) for model in (policy, reference)]
+            kl.update(*scores, ~scores[0].isnan())
     k1, k3 = kl.compute()
     z1, z3 = (float((k.mean - exact) / k.standard_error) for k in (k1, k3))
     print(
@@ -161,20 +157,25 @@ def _model(name: str, seed: int = 0, vocabulary: int | None = None, scale: float
     torch.manual_seed(seed)
     config = CONFIGS[name] if vocabulary is None else GPTNeoXConfig(vocab_size=vocabulary, **TINY)
     model = AutoModelForCausalLM.from_config(config).eval()
+    use_grouped_attention(model)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(scale)
     return model
 
 
-def _padded_batch():
-    generator = torch.Generator().manual_seed(3)
-    prompts, responses = [7, 1, 12, 4], [5, 9, 1, 3]
-    longest = max(p + r for p, r in zip(prompts, responses, strict=True))
-    ids = torch.randint(0, 101, (4, longest), generator=generator)
-    places = torch.arange(longest)
-    starts = torch.tensor(prompts)[:, None]
-    mask = (places >= starts) & (places < starts + torch.tensor(responses)[:, None])
-    return ids, mask
+def _pairs() -> list[PromptGroup]:
+    draw = np.random.default_rng(3)
+    lengths = [(7, 5, 9), (1, 1, 3), (12, 8, 1), (4, 2, 2)]
+    groups = [[draw.integers(0, 101, length) for length in of_group] for of_group in lengths]
+    return [PromptGroup(prompt, (chosen, rejected)) for prompt, chosen, rejected in groups]
+
+
+def _each_alone() -> list[PromptGroup]:
+    return [PromptGroup(pair.prompt_ids, (response,)) for pair in _pairs() for response in pair.responses]
+
+
+def _ids(alone: PromptGroup) -> tuple[list[int], list[int]]:
+    return alone.prompt_ids.tolist(), alone.responses[0].tolist()
 
 
 def _gradient(model, value):
@@ -191,9 +192,11 @@ def _all_responses(vocabulary: int, end: int, longest: int):
                 yield list(tokens)
 
 
-def _log_prob(model, prompt, response) -> float:
-    logits = model(torch.tensor([prompt + response])).logits[0].double().log_softmax(dim=-1)
-    return sum(float(logits[len(prompt) - 1 + i, token]) for i, token in enumerate(response))
+def _stock_log_probs(model, prompt: list[int], response: list[int]):
+    """Hugging Face's own forward: one response, no padding, all logits."""
+    ids = torch.tensor([prompt + response])
+    log_probs = model(ids).logits[0, :-1].log_softmax(dim=-1)
+    return log_probs.gather(1, ids[0, 1:, None]).squeeze(1)[len(prompt) - 1 :]
 
 
 def main() -> None:

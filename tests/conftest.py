@@ -53,7 +53,7 @@ def make_data(preference_folder: Path, tmp_path: Path) -> Callable[..., Any]:
             "max_prompt_tokens": 48,
             "max_response_tokens": 24,
             "batch_size": 6,  # 32 training examples: the last step of an epoch has 2
-            "evaluation_batch_size": 5,
+            "micro_batch_tokens": 200,  # several forward passes a step
             "evaluation_fraction": 0.3,
             "gold_fraction": 0.1,
             "cache_dir": str(tmp_path / "cache"),

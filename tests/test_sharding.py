@@ -16,7 +16,7 @@ def fit(folder, name, data, *options):
     """Three steps of SFT; its losses and last checkpoint."""
     store = f"sqlite:///{folder}/{name}.db"
     command = [sys.executable, "-m", "overopt", "fit", "--data.source", "jsonl", "--data.path", str(data)]
-    command += ["--data.vocab_size", "300", "--data.batch_size", "7", "--data.micro_batch_size", "2"]
+    command += ["--data.vocab_size", "300", "--data.batch_size", "7", "--data.micro_batch_tokens", "100"]
     command += ["--model.architecture", "{hidden_size: 16, num_layers: 2, num_heads: 2}", "--trainer.max_steps", "3"]
     command += ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--checkpoints.folder", name]
     command += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false", *options]

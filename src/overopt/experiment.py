@@ -57,7 +57,10 @@ def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes:
 def gold_judge(path: str | Path, data: PreferenceDataModule, temperature: float) -> GoldRewardJudge:
     """The gold reward model in a checkpoint, as a judge of this data's responses."""
     return GoldRewardJudge(
-        load_reward_model(path), max_response_tokens=data.max_response_tokens, temperature=temperature
+        load_reward_model(path),
+        max_response_tokens=data.max_response_tokens,
+        packing=data.packing,
+        temperature=temperature,
     )
 
 

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -60,13 +58,15 @@ def test_pairs_are_tokenised_as_the_source_has_them(make_data):
     data.setup("fit")
     by_id = {pair.id: pair for pair in sampled_pairs()}
     batch = data.train_set.collate([2, 0])
+    text = ""
     for row, place in enumerate([2, 0]):
         pair = by_id[data.train_set.examples[place].example_id]
-        for sequence, response in ((row, pair.first), (row + 2, pair.second)):
-            tokens, mask = batch.tokens.input_ids[sequence], batch.tokens.response_mask[sequence]
-            assert data.tokenizer.decode(tokens[mask]) == response + "<|endoftext|>"
-            start = int(mask.nonzero()[0, 0])
-            assert data.tokenizer.decode(tokens[:start]) == pair.prompt
+        text += pair.prompt
+        for number, response in ((2 * row, pair.first), (2 * row + 1, pair.second)):
+            targets = batch.tokens.targets[batch.tokens.responses == number]
+            assert data.tokenizer.decode(targets) == response + "<|endoftext|>"
+            text += response + "<|endoftext|>"
+    assert data.tokenizer.decode(batch.tokens.input_ids[0]) == text  # each prompt once
     assert batch.reference_log_probs.isnan().all()
 
 
@@ -76,7 +76,7 @@ def test_reference_log_probs_go_with_their_pairs(make_data):
     size = len(data.train_set)
     # Chosen responses of pair i: i; rejected ones: 1000 + i.
     data.train_set.reference_log_probs = np.arange(size)[:, None] + np.array([0, 1000], dtype=np.float32)
-    assert data.train_set.collate([4, 1, 7]).reference_log_probs.tolist() == [4, 1, 7, 1004, 1001, 1007]
+    assert data.train_set.collate([4, 1, 7]).reference_log_probs.tolist() == [[4, 1004], [1, 1001], [7, 1007]]
 
 
 def test_a_limit_keeps_examples_by_their_posts_whatever_their_order(make_data):
@@ -120,15 +120,32 @@ def test_held_out_posts_teach_the_tokenizer_nothing(make_data, tmp_path, prefere
 
 
 def test_loaders_see_each_example_once(make_data):
-    data = make_data(batch_size=7, evaluation_batch_size=4)
+    data = make_data(batch_size=7)
     data.setup("fit")
     steps = list(data.train_dataloader())
     assert sum(step.num_examples for step in steps) == len(data.train_set)
-    assert sum(len(step.micro_batches[0].input_ids) for step in steps) == len(data.train_set)
-    held_out = list(data.val_dataloader())
-    assert len(held_out) == math.ceil(len(data.evaluation_set) / 4)
-    assert sum(len(batch.input_ids) for batch in held_out) == len(data.evaluation_set)
-    torch.testing.assert_close(held_out[0].input_ids[0], data.evaluation_set.collate(range(4)).input_ids[0])
+    assert sum(batch.num_responses for step in steps for batch in step.micro_batches) == len(data.train_set)
+    held_out = data.val_dataloader()
+    assert len(held_out) > 1
+    assert sum(batch.num_responses for batch in held_out) == len(data.evaluation_set)
+    for places, batch in zip(held_out.batches, held_out, strict=True):
+        assert torch.equal(batch.targets, data.evaluation_set.collate(places).targets)
+
+
+def test_packing_and_shared_prompts_are_options(make_data):
+    shapes = {}
+    for shared in (True, False):
+        for packed in (True, False):
+            data = make_data(examples="preferences", shared_prompts=shared, packed=packed)
+            data.setup("fit")
+            shapes[shared, packed] = data.train_set.collate([2, 0, 1]).tokens.input_ids.shape
+    assert [rows for rows, _ in shapes.values()] == [1, 3, 1, 6]
+    assert shapes[True, True][1] < shapes[False, True][1]
+
+
+def test_an_example_without_room_is_named(make_data):
+    with pytest.raises(ValueError, match=r"example 'row \d+' needs \d+ tokens, a forward pass has room for 20"):
+        make_data(examples="preferences", micro_batch_tokens=20).setup("fit")
 
 
 def test_the_tokens_hash_follows_ids_tokens_and_order(make_data):
@@ -157,7 +174,7 @@ def test_its_settings_are_kept_in_checkpoints(sft_checkpoint):
     ("changes", "message"),
     [
         ({"batch_size": 0}, "batch_size=0"),
-        ({"evaluation_batch_size": 0}, "evaluation_batch_size=0"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens=0"),
         ({"max_examples": 0}, "max_examples=0"),
         ({"source": "nowhere"}, "no data source 'nowhere'"),
         ({"evaluation_fraction": 0.7, "gold_fraction": 0.3}, "split fractions"),

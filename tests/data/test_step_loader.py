@@ -1,23 +1,30 @@
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overopt.data.schema import StepBatch, TokenBatch
+from overopt.data.packing import Packing
+from overopt.data.schema import StepBatch
 from overopt.data.step_loader import EvaluationLoader, StepLoader
+from overopt.packed_tokens import PackedTokens, PromptGroup, pack
 
 
-def collate(indices) -> TokenBatch:
+def collate(examples) -> PackedTokens:
     """A batch whose token ids are the examples' places."""
-    ids = torch.tensor(list(indices))[:, None]
-    return TokenBatch(ids, ids >= 0, ids >= 0)
+    return pack([PromptGroup(np.array([example]), (np.array([0]),)) for example in examples], one_row=False)
 
 
-def loader(num_examples: int, batch_size: int, **changes) -> StepLoader:
-    return StepLoader(num_examples, collate, batch_size=batch_size, **changes)
+def lengths_of(num_examples: int) -> list[int]:
+    """Between 3 and 40 tokens."""
+    return np.random.default_rng(0).integers(3, 41, num_examples).tolist()
 
 
-def examples_of(batch: TokenBatch) -> list[int]:
+def loader(num_examples: int, batch_size: int, max_tokens: int = 100, **changes) -> StepLoader:
+    packing = Packing(max_tokens=max_tokens)
+    return StepLoader(lengths_of(num_examples), collate, batch_size=batch_size, packing=packing, **changes)
+
+
+def examples_of(batch: PackedTokens) -> list[int]:
     return batch.input_ids[:, 0].tolist()
 
 
@@ -29,17 +36,17 @@ def trained_on(step: StepBatch) -> list[int]:
 @given(
     num_examples=st.integers(1, 40),
     batch_size=st.integers(1, 16),
-    micro_batch_size=st.none() | st.integers(1, 9),
+    max_tokens=st.integers(40, 200),
     world_size=st.integers(1, 4),
     seed=st.integers(0, 3),
 )
 @settings(max_examples=200, deadline=None)
 def test_an_epoch_is_every_example_once_in_equal_steps_over_ranks(
-    num_examples, batch_size, micro_batch_size, world_size, seed
+    num_examples, batch_size, max_tokens, world_size, seed
 ):
     batch_size = max(batch_size, world_size)
     ranks = [
-        loader(num_examples, batch_size, micro_batch_size=micro_batch_size, seed=seed, rank=rank, world_size=world_size)
+        loader(num_examples, batch_size, max_tokens, seed=seed, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     steps = list(zip(*ranks, strict=True))
@@ -55,7 +62,8 @@ def test_an_epoch_is_every_example_once_in_equal_steps_over_ranks(
         seen += together
         for share in shares:
             assert set(share.scales) <= {0.0, 1.0}
-            assert all(len(examples_of(b)) <= (micro_batch_size or batch_size) for b in share.micro_batches)
+            lengths = lengths_of(num_examples)
+            assert all(sum(lengths[e] for e in examples_of(b)) <= max_tokens for b in share.micro_batches)
             assert all(examples_of(b) for b in share.micro_batches)  # a filler goes through the model, too
     assert sorted(seen) == list(range(num_examples))
 
@@ -66,25 +74,32 @@ def test_a_rank_without_examples_of_a_step_gets_a_filler_that_counts_nothing():
 
 
 def test_micro_batches_part_a_step_and_change_nothing_else():
-    whole, parted = loader(11, 4), loader(11, 4, micro_batch_size=3)
+    whole, parted = loader(11, 4, max_tokens=1000), loader(11, 4, max_tokens=40)
     for step, parts in zip(whole, parted, strict=True):
-        assert trained_on(step) == trained_on(parts)
+        assert sorted(trained_on(step)) == sorted(trained_on(parts))
         assert len(step.micro_batches) == 1
-        assert len(parts.micro_batches) == -(-parts.num_examples // 3)
+        assert len(parts.micro_batches) > 1
 
 
-def order(steps: StepLoader, epoch: int) -> list[int]:
+def test_ranks_have_about_as_many_tokens():
+    lengths, ranks = lengths_of(64), [loader(64, 64, world_size=4, rank=rank) for rank in range(4)]
+    tokens = [sum(lengths[e] for e in trained_on(next(iter(rank)))) for rank in ranks]
+    assert max(tokens) - min(tokens) <= min(lengths)
+
+
+def steps_of(steps: StepLoader, epoch: int) -> list[set[int]]:
     steps.set_epoch(epoch)
-    return [example for step in steps for example in trained_on(step)]
+    return [set(trained_on(step)) for step in steps]
 
 
-def test_the_order_depends_on_seed_and_epoch_alone():
+def test_the_steps_depend_on_seed_and_epoch_alone():
     steps = loader(30, 4, seed=1)
-    first, second = order(steps, 0), order(steps, 1)
-    assert first != second != sorted(second)
-    assert order(loader(30, 7, seed=1, micro_batch_size=2), 0) == first
-    assert order(steps, 0) == first
-    assert order(loader(30, 4, seed=2), 0) != first
+    first, second = steps_of(steps, 0), steps_of(steps, 1)
+    assert first != second
+    assert min(first[0]) < 15 <= max(first[0])  # not in the data's order
+    assert steps_of(loader(30, 4, seed=1, max_tokens=50), 0) == first
+    assert steps_of(steps, 0) == first
+    assert steps_of(loader(30, 4, seed=2), 0) != first
 
 
 @pytest.mark.parametrize("done", [0, 1, 3, 7])
@@ -118,7 +133,7 @@ def test_an_epoch_that_was_cut_short_is_not_gone_on_with():
         ({"num_examples": 0, "batch_size": 4}, "no training examples"),
         ({"num_examples": 4, "batch_size": 0}, "batch_size=0"),
         ({"num_examples": 4, "batch_size": 2, "world_size": 3}, "batch_size=2, world_size=3"),
-        ({"num_examples": 4, "batch_size": 2, "micro_batch_size": 0}, "micro_batch_size=0"),
+        ({"num_examples": 4, "batch_size": 2, "max_tokens": 0}, "micro_batch_tokens=0"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused(arguments, message):
@@ -129,11 +144,13 @@ def test_what_cannot_be_loaded_is_refused(arguments, message):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("num_examples", [0, 1, 10])
 def test_evaluation_counts_each_example_once_over_all_ranks(num_examples, world_size):
+    lengths, packing = lengths_of(num_examples), Packing(max_tokens=60)
     ranks = [
-        EvaluationLoader(num_examples, collate, batch_size=3, rank=rank, world_size=world_size)
+        EvaluationLoader(lengths, collate, packing=packing, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     batches = [[examples_of(batch) for batch in rank] for rank in ranks]
+    assert batches == [rank.batches for rank in ranks]
     assert [len(rank) for rank in ranks] == [len(of_rank) for of_rank in batches]
     assert sorted(e for of_rank in batches for batch in of_rank for e in batch) == list(range(num_examples))
-    assert all(batch == sorted(batch) for of_rank in batches for batch in of_rank)
+    assert all(sum(lengths[e] for e in batch) <= 60 for of_rank in batches for batch in of_rank)

@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -13,10 +12,6 @@ from overopt.data.prompt_format import encode_prompts
 from overopt.data.schema import Demonstration, PreferenceExample, Prompt
 from overopt.data.tokenization import (
     TokenizationCounts,
-    TokenizedDemonstration,
-    TokenizedPreference,
-    collate_demonstrations,
-    collate_preferences,
     encode_response,
     encode_responses,
     end_of_text_id,
@@ -179,47 +174,3 @@ def test_no_examples_are_no_tokens(byte_tokenizer):
     limits = {"max_prompt_tokens": 5, "max_response_tokens": 4}
     assert tokenize_demonstrations([], byte_tokenizer, **limits) == ([], TokenizationCounts(0, 0, 0, 0))
     assert tokenize_preferences([], byte_tokenizer, **limits) == ([], TokenizationCounts(0, 0, 0, 0))
-
-
-def test_a_batch_is_padded_on_the_right_and_masked():
-    batch = collate_demonstrations(
-        [
-            TokenizedDemonstration("long", np.array([5, 6]), np.array([7, 0])),
-            TokenizedDemonstration("short", np.array([8]), np.array([9])),
-        ],
-        padding_id=1,
-    )
-    assert batch.input_ids.tolist() == [[5, 6, 7, 0], [8, 9, 1, 1]]
-    assert batch.attention_mask.tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.response_mask.tolist() == [[False, False, True, True], [False, True, False, False]]
-    assert batch.input_ids.dtype == torch.int64
-
-
-@given(rows=st.lists(st.tuples(ids, ids, ids), min_size=1, max_size=5), padding=st.integers(0, 1))
-def test_pairs_come_back_from_their_batch_whole_chosen_ones_first(rows, padding):
-    pairs = [TokenizedPreference(str(row), *arrays) for row, arrays in enumerate(rows)]
-    batch = collate_preferences(pairs, padding)
-    assert batch.num_pairs == len(pairs)
-    sequences = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
-    sequences += [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
-    tokens = batch.tokens
-    assert tokens.input_ids.shape == (len(sequences), max(len(p) + len(r) for p, r in sequences))
-    for (prompt, response), input_ids, attended, responded in zip(sequences, *tokens, strict=True):
-        assert input_ids[attended].tolist() == [*prompt, *response]
-        assert input_ids[responded].tolist() == [*response]
-        assert (input_ids[~attended] == padding).all()
-        assert attended.tolist() == sorted(attended.tolist(), reverse=True)  # padding is on the right
-    assert batch.reference_log_probs.isnan().all()
-
-
-def test_reference_log_probs_go_with_the_pairs():
-    pairs = [TokenizedPreference(str(row), *[np.array([2])] * 3) for row in range(2)]
-    references = torch.tensor([-1.0, -2.0, -3.0, -4.0])
-    assert collate_preferences(pairs, 1, references).reference_log_probs is references
-    with pytest.raises(ValueError, match="2 pairs have 4 responses, got 3"):
-        collate_preferences(pairs, 1, references[:3])
-
-
-def test_a_batch_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match="at least one example"):
-        collate_demonstrations([], padding_id=1)

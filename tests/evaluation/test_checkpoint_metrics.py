@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from overopt.data.packing import Packing
 from overopt.evaluation.checkpoint_metrics import Evaluator
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.records import Verdict
@@ -47,7 +48,7 @@ def data(make_data, sft_checkpoint):
 def gold(tiny_tokenizer) -> GoldRewardJudge:
     reward_model = reward_model_from_policy(seeded_policy(3, tiny_tokenizer, scale=5.0))
     torch.nn.init.normal_(reward_model.head.weight, generator=torch.Generator().manual_seed(0))
-    return GoldRewardJudge(reward_model, max_response_tokens=24)
+    return GoldRewardJudge(reward_model, max_response_tokens=24, packing=Packing())
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from overopt.data.packing import Packing
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.records import Comparison
 from overopt.models.reward_model import RewardModel, reward_model_from_policy
@@ -29,9 +30,9 @@ def comparisons() -> list[Comparison]:
     return [Comparison(p.id, p.prompt, sample=p.first, opponent=p.human) for p in sampled_pairs()[:11]]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_a_verdict_is_the_bradley_terry_probability_of_the_rewards(reward_model, batch_size):
-    judge = GoldRewardJudge(reward_model, max_response_tokens=60, batch_size=batch_size)
+@pytest.mark.parametrize("packing", [Packing(max_tokens=50), Packing(), Packing(one_row=False)])
+def test_a_verdict_is_the_bradley_terry_probability_of_the_rewards(reward_model, packing):
+    judge = GoldRewardJudge(reward_model, max_response_tokens=60, packing=packing)
     verdicts = judge.judge(comparisons())
     assert len({round(v.win_probability, 2) for v in verdicts}) > 3
     for verdict, comparison in zip(verdicts, comparisons(), strict=True):
@@ -44,14 +45,14 @@ def test_a_verdict_is_the_bradley_terry_probability_of_the_rewards(reward_model,
 
 
 def test_swapping_the_responses_gives_the_other_probability(reward_model):
-    judge = GoldRewardJudge(reward_model, max_response_tokens=60)
+    judge = GoldRewardJudge(reward_model, max_response_tokens=60, packing=Packing())
     swapped = [Comparison(c.prompt_id, c.prompt, c.opponent, c.sample) for c in comparisons()]
     for there, back in zip(judge.judge(comparisons()), judge.judge(swapped), strict=True):
         assert there.win_probability + back.win_probability == pytest.approx(1, abs=1e-6)
 
 
 def test_opponents_are_read_once_for_all_checkpoints(reward_model, monkeypatch):
-    judge, asked = GoldRewardJudge(reward_model, max_response_tokens=60), []
+    judge, asked = GoldRewardJudge(reward_model, max_response_tokens=60, packing=Packing()), []
     rewards = judge.rewards
     monkeypatch.setattr(
         judge, "rewards", lambda prompts, responses: asked.append(len(prompts)) or rewards(prompts, responses)
@@ -64,18 +65,18 @@ def test_opponents_are_read_once_for_all_checkpoints(reward_model, monkeypatch):
 def test_one_opponent_text_under_two_prompts_is_two_opponents(reward_model):
     texts = ["Post 1: the cat sees.\nTL;DR:", "Post 2: a dog.\nTL;DR:"]
     both = [Comparison(str(i), prompt, " a red house.", " the cat sleeps.") for i, prompt in enumerate(texts)]
-    judge = GoldRewardJudge(reward_model, max_response_tokens=60)
-    alone = [GoldRewardJudge(reward_model, max_response_tokens=60).judge([one])[0] for one in both]
+    judge = GoldRewardJudge(reward_model, max_response_tokens=60, packing=Packing())
+    alone = [GoldRewardJudge(reward_model, max_response_tokens=60, packing=Packing()).judge([one])[0] for one in both]
     for together, single in zip(judge.judge(both), alone, strict=True):
         assert together.win_probability == pytest.approx(single.win_probability, rel=1e-5)
 
 
 def test_no_comparisons_have_no_verdicts(reward_model):
-    assert GoldRewardJudge(reward_model, max_response_tokens=60).judge([]) == []
+    assert GoldRewardJudge(reward_model, max_response_tokens=60, packing=Packing()).judge([]) == []
 
 
 def test_an_empty_sample_is_judged_like_any_other(reward_model):
-    (verdict,) = GoldRewardJudge(reward_model, max_response_tokens=60).judge(
+    (verdict,) = GoldRewardJudge(reward_model, max_response_tokens=60, packing=Packing()).judge(
         [Comparison("1", "Post 1:", "", " a cat.")]
     )
     assert 0 < verdict.win_probability < 1

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from overopt.data.packing import Packing
 from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, sample_completions
 from overopt.models.policy import Policy, load_policy
 
@@ -50,7 +51,7 @@ def test_kl_agrees_with_the_sum_over_all_responses(tiny_tokenizer):
             probability = math.exp(log_prob) / 2
             kl += probability * (log_prob - response_log_prob(reference, prompt.token_ids, response))
             unfinished += probability * (response[-1] != END)
-    sampled = sample_completions(policy, reference, prompts(1500), max_response_tokens=limit, seed=0)
+    sampled = sample_completions(policy, reference, prompts(1500), max_response_tokens=limit, seed=0, packing=Packing())
     k1, k3 = sampled.kl.k1, sampled.kl.k3
     assert kl > 20 * k1.standard_error  # else agreement would say little
     assert k1.mean.item() == pytest.approx(kl, abs=3 * k1.standard_error.item())
@@ -62,7 +63,9 @@ def test_kl_agrees_with_the_sum_over_all_responses(tiny_tokenizer):
 def test_completions_hold_the_log_probs_of_the_ids_that_were_sampled(tiny_tokenizer):
     policy, reference = (small_vocabulary_policy(seed, tiny_tokenizer) for seed in (0, 1))
     asked = prompts(20)
-    sampled = sample_completions(policy, reference, asked, max_response_tokens=5, seed=0, batch_size=7)
+    sampled = sample_completions(
+        policy, reference, asked, max_response_tokens=5, seed=0, packing=Packing(), batch_size=7
+    )
     for prompt, completion in zip(asked, sampled.completions, strict=True):
         response = tuple(completion.token_ids)
         expected = [response_log_prob(model, prompt.token_ids, response) for model in (policy, reference)]
@@ -77,14 +80,16 @@ def test_completions_hold_the_log_probs_of_the_ids_that_were_sampled(tiny_tokeni
 
 def test_a_policy_is_at_no_distance_from_itself(tiny_tokenizer):
     policy = small_vocabulary_policy(0, tiny_tokenizer)
-    sampled = sample_completions(policy, policy, prompts(20), max_response_tokens=5, seed=0)
+    sampled = sample_completions(policy, policy, prompts(20), max_response_tokens=5, seed=0, packing=Packing())
     assert sampled.kl.k1.mean == sampled.kl.k1.standard_error == sampled.kl.k3.mean == 0
 
 
 def test_the_batch_size_changes_no_completion(tiny_tokenizer):
     policy, reference = (small_vocabulary_policy(seed, tiny_tokenizer) for seed in (0, 1))
     runs = [
-        sample_completions(policy, reference, prompts(10), max_response_tokens=5, seed=0, batch_size=batch_size)
+        sample_completions(
+            policy, reference, prompts(10), max_response_tokens=5, seed=0, packing=Packing(), batch_size=batch_size
+        )
         for batch_size in (20, 3)
     ]
     for one, other in zip(*(run.completions for run in runs), strict=True):

@@ -1,14 +1,16 @@
+import numpy as np
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from overopt.models.policy import Policy, PythiaArchitecture, load_policy, model_name, new_policy, weights_hash
+from overopt.packed_tokens import PackedTokens, PromptGroup, pack
 from tiny import seeded_policy
 
 
-def response_batch(policy: Policy) -> tuple[torch.Tensor, torch.Tensor]:
-    input_ids = torch.randint(2, len(policy.tokenizer), (3, 9), generator=torch.Generator().manual_seed(0))
-    return input_ids, torch.arange(9).expand(3, 9) >= 4
+def three_responses(policy: Policy) -> PackedTokens:
+    ids = np.random.default_rng(0).integers(2, len(policy.tokenizer), (3, 9))
+    return pack([PromptGroup(row[:4], (row[4:],)) for row in ids])
 
 
 def saved_folder(policy: Policy, folder) -> str:
@@ -30,8 +32,8 @@ def test_a_policy_out_of_a_checkpoint_is_the_one_that_was_trained(sft_checkpoint
 def test_a_policy_out_of_a_hugging_face_folder_says_the_same(tiny_policy, tmp_path):
     loaded = load_policy(saved_folder(tiny_policy, tmp_path))
     assert next(loaded.parameters()).dtype == torch.float32
-    batch = response_batch(tiny_policy)
-    torch.testing.assert_close(loaded(*batch), tiny_policy(*batch), rtol=0, atol=0)
+    tokens = three_responses(tiny_policy)
+    torch.testing.assert_close(loaded(tokens), tiny_policy(tokens), rtol=0, atol=0)
     assert loaded.tokenizer("the cat").input_ids == tiny_policy.tokenizer("the cat").input_ids
     assert weights_hash(load_policy(str(tmp_path))) == weights_hash(loaded)
 
@@ -40,10 +42,10 @@ def test_a_loaded_policy_has_no_dropout(tiny_tokenizer, tmp_path):
     config = PythiaArchitecture(hidden_size=16, num_layers=1, num_heads=2).config(tiny_tokenizer)
     config.hidden_dropout = config.attention_dropout = 0.5
     dropping = Policy(GPTNeoXForCausalLM(config), tiny_tokenizer).train()
-    batch = response_batch(dropping)
-    assert not torch.equal(dropping(*batch), dropping(*batch))
+    tokens = three_responses(dropping)
+    assert not torch.equal(dropping(tokens), dropping(tokens))
     loaded = load_policy(saved_folder(dropping, tmp_path)).train()
-    assert torch.equal(loaded(*batch), loaded(*batch))
+    assert torch.equal(loaded(tokens), loaded(tokens))
 
 
 def test_the_hash_is_the_weights_and_the_configuration(tiny_tokenizer):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -5,6 +6,7 @@ from overopt.models.policy import load_policy
 from overopt.models.reward_model import RewardModel, load_reward_model, reward_model_from_policy
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.reward_modeling import RewardModule
+from overopt.packed_tokens import PromptGroup, pack
 from tiny import FAST, seeded_policy
 
 
@@ -26,31 +28,29 @@ def reward_checkpoint(sft_checkpoint, make_data, make_trainer, tmp_path):
     return tmp_path / "reward" / "last.ckpt"
 
 
-def test_the_reward_is_read_at_the_responses_last_token(reward_model):
-    tokens = torch.randint(2, 300, (1, 8), generator=torch.Generator().manual_seed(1))
-    hidden = reward_model.backbone(input_ids=tokens[:, :6], use_cache=False).last_hidden_state
-    expected = hidden[0, -1] @ reward_model.head.weight[0]
-    mask = torch.tensor([[False, False, True, True, True, True, False, False]])
-    reward = reward_model(tokens, mask)
-    torch.testing.assert_close(reward, expected[None], rtol=1e-5, atol=0)
-    assert abs(reward.item()) > 1e-3
+def prompt_group(draw: np.random.Generator, prompt: int, *responses: int) -> PromptGroup:
+    prompt_ids, *of_responses = (draw.integers(2, 300, length, dtype=np.int32) for length in (prompt, *responses))
+    return PromptGroup(prompt_ids, tuple(of_responses))
 
 
-def test_padding_changes_no_reward(reward_model):
-    generator = torch.Generator().manual_seed(2)
-    lengths = [4, 9, 6]
-    rows = [torch.randint(2, 300, (n,), generator=generator) for n in lengths]
-    alone = [reward_model(row[None], torch.arange(len(row))[None] >= 2).item() for row in rows]
-    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=1)
-    places = torch.arange(9).expand(3, 9)
-    together = reward_model(padded, (places >= 2) & (places < torch.tensor(lengths)[:, None]))
-    torch.testing.assert_close(together, torch.tensor(alone), rtol=1e-5, atol=1e-6)
-    assert together.std() > 0.01
+@pytest.mark.parametrize("one_row", [True, False])
+def test_the_reward_is_read_at_each_responses_last_token(reward_model, one_row):
+    draw = np.random.default_rng(1)
+    groups = [prompt_group(draw, 2, 4, 7), prompt_group(draw, 5, 1), prompt_group(draw, 3, 2, 2, 9)]
+    rewards = reward_model(pack(groups, one_row=one_row))
+    expected = []
+    for prompt, responses in groups:
+        for response in responses:
+            ids = torch.tensor(np.concatenate([prompt, response])[None].astype(np.int64))
+            hidden = reward_model.backbone(input_ids=ids, use_cache=False).last_hidden_state
+            expected.append(hidden[0, -1] @ reward_model.head.weight[0])
+    torch.testing.assert_close(rewards, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    assert rewards.std() > 0.01
 
 
 def test_a_fresh_reward_model_favours_nothing(tiny_policy):
-    reward = reward_model_from_policy(tiny_policy)(torch.tensor([[5, 6, 7], [7, 8, 9]]), torch.ones(2, 3).bool())
-    assert reward.tolist() == [0, 0]
+    group = prompt_group(np.random.default_rng(0), 3, 2, 4)
+    assert reward_model_from_policy(tiny_policy)(pack([group])).tolist() == [0, 0]
 
 
 def test_a_reward_model_out_of_a_checkpoint_is_the_one_that_was_trained(reward_checkpoint):

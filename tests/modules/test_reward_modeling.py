@@ -23,10 +23,10 @@ def test_the_first_loss_is_log_2(make_reward_data, make_trainer, sft_checkpoint)
     assert values[-1] != values[0]
 
 
-@pytest.mark.parametrize("evaluation_batch_size", [1, 4, 100])
-def test_validation_is_over_all_held_out_pairs(make_reward_data, make_trainer, sft_checkpoint, evaluation_batch_size):
+@pytest.mark.parametrize("micro_batch_tokens", [60, 200, 4096])
+def test_validation_is_over_all_held_out_pairs(make_reward_data, make_trainer, sft_checkpoint, micro_batch_tokens):
     module = RewardModule(str(sft_checkpoint), FAST)
-    data = make_reward_data(evaluation_batch_size=evaluation_batch_size)
+    data = make_reward_data(micro_batch_tokens=micro_batch_tokens)
     trainer = make_trainer(max_epochs=3, limit_val_batches=1.0)
     trainer.fit(module, datamodule=data)
     (metrics,) = trainer.validate(module, datamodule=data, verbose=False)
@@ -34,7 +34,7 @@ def test_validation_is_over_all_held_out_pairs(make_reward_data, make_trainer, s
     for place in range(len(data.evaluation_set)):
         batch = data.evaluation_set.collate([place])
         with torch.inference_mode():
-            chosen, rejected = module.reward_model(batch.tokens.input_ids, batch.tokens.response_mask).tolist()
+            chosen, rejected = module.reward_model(batch.tokens).tolist()
         differences.append(chosen - rejected)
     assert len({d > 0 for d in differences}) == 2
     expected = sum(math.log1p(math.exp(-d)) for d in differences) / len(differences)
@@ -44,14 +44,14 @@ def test_validation_is_over_all_held_out_pairs(make_reward_data, make_trainer, s
     assert (tested["test/loss"], tested["test/accuracy"]) == (metrics["val/loss"], metrics["val/accuracy"])
 
 
-def test_predictions_are_the_rewards_of_held_out_pairs_in_their_order(make_reward_data, make_trainer, sft_checkpoint):
+def test_predictions_are_the_rewards_of_held_out_pairs(make_reward_data, make_trainer, sft_checkpoint):
     module, data = RewardModule(str(sft_checkpoint), FAST), make_reward_data()
     trainer = make_trainer()
     trainer.fit(module, datamodule=data)
     rows = [row for batch in trainer.predict(module, datamodule=data) for row in batch]
     assert len(rows) == len(data.evaluation_set)
-    batch = data.evaluation_set.collate(range(len(rows)))
-    chosen, rejected = module.reward_model(batch.tokens.input_ids, batch.tokens.response_mask).chunk(2)
+    batch = data.evaluation_set.collate([place for places in data.val_dataloader().batches for place in places])
+    chosen, rejected = module.reward_model(batch.tokens).view(-1, 2).unbind(dim=1)
     assert [row["chosen_reward"] for row in rows] == pytest.approx(chosen.tolist(), rel=1e-4, abs=1e-6)
     assert [row["rejected_reward"] for row in rows] == pytest.approx(rejected.tolist(), rel=1e-4, abs=1e-6)
 

@@ -28,11 +28,11 @@ def test_the_loss_at_the_start_is_nats_a_response(make_data, make_trainer, sft_c
     assert losses.by_examples == {32: pytest.approx(expected, rel=1e-5)}
 
 
-@pytest.mark.parametrize("evaluation_batch_size", [1, 4, 100])
+@pytest.mark.parametrize("micro_batch_tokens", [60, 200, 4096])
 def test_validation_counts_every_token_once_whatever_the_batches(
-    make_data, make_trainer, sft_checkpoint, evaluation_batch_size
+    make_data, make_trainer, sft_checkpoint, micro_batch_tokens
 ):
-    data = make_data(evaluation_batch_size=evaluation_batch_size, tokenizer=str(sft_checkpoint))
+    data = make_data(micro_batch_tokens=micro_batch_tokens, tokenizer=str(sft_checkpoint))
     trainer = make_trainer(limit_val_batches=1.0)
     (metrics,) = trainer.validate(SFTModule(str(sft_checkpoint)), datamodule=data, verbose=False)
     expected, _ = nats_per_token(load_policy(sft_checkpoint), data.evaluation_set.examples, data.tokenizer)
@@ -49,7 +49,7 @@ class Logged(Callback):
 
 
 def test_the_mean_length_is_over_the_steps_examples(make_data, make_trainer):
-    logged, data = Logged(), make_data(batch_size=100, micro_batch_size=5)
+    logged, data = Logged(), make_data(batch_size=100, micro_batch_tokens=60)
     make_trainer(callbacks=[logged]).fit(SFTModule(architecture=TINY), datamodule=data)
     lengths = [len(row.response_ids) for row in data.train_set.tokenized]
     assert logged.tokens == pytest.approx(sum(lengths) / len(lengths), rel=1e-6)

@@ -81,13 +81,13 @@ GENTLE = OptimizerSettings("rmsprop", learning_rate=1e-4, warmup_steps=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_micro_batch_changes_neither_losses_nor_weights(bench, kind):
+def test_how_a_step_is_packed_changes_neither_losses_nor_weights(bench, kind):
     expected, module = bench.fit(kind, optimizer=GENTLE)
     assert max(expected) % BATCH != 0  # the last step is a partial one
     _, start = bench.fit(kind, optimizer=GENTLE, max_steps=0)
     assert relative_difference(weights(module), weights(start)) > 1e-4
-    for micro_batch_size in (1, 3, 5):
-        data = {"micro_batch_size": micro_batch_size}
+    ways = [{"micro_batch_tokens": 70}, {"micro_batch_tokens": 120}, {"packed": False}, {"shared_prompts": False}]
+    for data in [*ways, {"packed": False, "shared_prompts": False, "micro_batch_tokens": 100}]:
         losses, parted = bench.fit(kind, data=data, optimizer=GENTLE)
         assert losses == pytest.approx(expected, rel=1e-5)
         assert relative_difference(weights(parted), weights(module)) < 1e-5
@@ -103,16 +103,15 @@ class OneStep(Callback):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_steps_gradient_is_that_of_the_mean_over_its_examples(bench, kind):
     step = OneStep()
-    _, module = bench.fit(kind, step, data={"micro_batch_size": 3}, max_steps=1, gradient_clip_val=None)
+    _, module = bench.fit(kind, step, data={"micro_batch_tokens": 100}, max_steps=1, gradient_clip_val=None)
     # Again by hand: all examples of the step at once, from the weights before it.
     _, start = bench.fit(kind, max_steps=0)
     data = module.data
     loader = data.train_dataloader()
     order = next(iter(loader)).micro_batches
-    rows = sum(
-        (b.tokens.input_ids.shape[0] // 2 if hasattr(b, "tokens") else b.input_ids.shape[0] for b in order), start=0
-    )
+    rows = sum(b.tokens.num_responses // 2 if hasattr(b, "tokens") else b.num_responses for b in order)
     assert rows == BATCH
+    assert len(order) > 1
     start.zero_grad()
     sum(start.loss_sum(micro_batch)[0] for micro_batch in order).div(rows).backward()
     by_hand = torch.cat([p.grad.flatten() for p in start.parameters() if p.grad is not None])
@@ -207,7 +206,7 @@ def test_a_broken_or_missing_checkpoint_is_refused_by_name(bench, tmp_path):
 
 
 def test_lightnings_own_accumulation_is_refused(bench):
-    with pytest.raises(ValueError, match=r"accumulate_grad_batches=2: .*data.micro_batch_size"):
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=2: .*data.micro_batch_tokens"):
         bench.fit("dpo", accumulate_grad_batches=2)
 
 

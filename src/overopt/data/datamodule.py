@@ -15,7 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerFast
 
 from overopt.checkpoints.format import load_tokenizer
-from overopt.data.schema import Demonstration, PreferenceBatch, PreferenceExample, TokenBatch
+from overopt.data.packing import Packing
+from overopt.data.schema import Demonstration, PreferenceBatch, PreferenceExample
 from overopt.data.sources import make_source
 from overopt.data.sources.base import SourceRead
 from overopt.data.splits import Part, SplitFractions, fingerprint, post_position
@@ -24,13 +25,12 @@ from overopt.data.tokenization import (
     TokenizationCounts,
     TokenizedDemonstration,
     TokenizedPreference,
-    collate_demonstrations,
-    collate_preferences,
     padding_id,
     tokenize_demonstrations,
     tokenize_preferences,
     train_bpe,
 )
+from overopt.packed_tokens import PackedTokens
 
 ExampleT = TypeVar("ExampleT", bound=Demonstration | PreferenceExample)
 
@@ -43,20 +43,27 @@ class DemonstrationSet:
         examples: as the source gave them.
         tokenized: the same as token ids.
         counts: what tokenising cut.
+        packing: how they become tensors.
         padding: token id written into padding.
     """
 
     examples: Sequence[Demonstration]
     tokenized: Sequence[TokenizedDemonstration]
     counts: TokenizationCounts
+    packing: Packing
     padding: int
 
     def __len__(self) -> int:
         return len(self.tokenized)
 
-    def collate(self, indices: Sequence[int]) -> TokenBatch:
-        """The examples at these places as one padded batch."""
-        return collate_demonstrations([self.tokenized[i] for i in indices], self.padding)
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example as they go through the model."""
+        return [self.packing.num_tokens(row.group) for row in self.tokenized]
+
+    def collate(self, indices: Sequence[int]) -> PackedTokens:
+        """The examples at these places as one batch."""
+        return self.packing.pack([self.tokenized[i].group for i in indices], self.padding)
 
 
 @dataclass
@@ -67,6 +74,7 @@ class PreferenceSet:
         examples: as the source gave them.
         tokenized: the same as token ids.
         counts: what tokenising cut.
+        packing: how they become tensors.
         padding: token id written into padding.
         reference_log_probs: of chosen and rejected responses, once a reference has been attached [nats].
     """
@@ -74,21 +82,24 @@ class PreferenceSet:
     examples: Sequence[PreferenceExample]
     tokenized: Sequence[TokenizedPreference]
     counts: TokenizationCounts
+    packing: Packing
     padding: int
     reference_log_probs: Float[np.ndarray, "pair 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokenized)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example as they go through the model."""
+        return [self.packing.num_tokens(row.group) for row in self.tokenized]
+
     def collate(self, indices: Sequence[int]) -> PreferenceBatch:
-        """The pairs at these places as one padded batch."""
-        rows = [self.tokenized[i] for i in indices]
+        """The pairs at these places as one batch."""
+        tokens = self.packing.pack([self.tokenized[i].group for i in indices], self.padding)
         if self.reference_log_probs is None:
-            return collate_preferences(rows, self.padding)
-        # Chosen responses first, then rejected ones, as the batch has them.
-        return collate_preferences(
-            rows, self.padding, torch.from_numpy(self.reference_log_probs[list(indices)].T.reshape(-1))
-        )
+            return PreferenceBatch(tokens, torch.full((len(indices), 2), torch.nan))
+        return PreferenceBatch(tokens, torch.from_numpy(self.reference_log_probs[list(indices)]))
 
     @property
     def tokens_hash(self) -> str:
@@ -117,8 +128,10 @@ class PreferenceDataModule(LightningDataModule):
         max_prompt_tokens: longer prompts have their post cut; the source's own limit by default.
         max_response_tokens: longer responses are cut, the end of text counted; the source's own by default.
         batch_size: examples per optimiser step, over all processes.
-        micro_batch_size: examples per forward pass of a process; all of its share by default.
-        evaluation_batch_size: examples per forward pass without gradients.
+        micro_batch_tokens: of a forward pass of a process, at most; bounds memory, changes no result.
+        shared_prompts: both responses of a pair in one row with their prompt, which cannot see each other; else
+            the prompt goes through the model once for each. Changes no result.
+        packed: rows without padding; else one row an example, padded. Changes no result.
         max_examples: train on so many at most, chosen by the hash of their posts; all by default.
         evaluation_fraction: share of posts held out; the source's own by default.
         gold_fraction: share of posts kept for the gold reward model; the source's own by default.
@@ -137,8 +150,9 @@ class PreferenceDataModule(LightningDataModule):
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         batch_size: int = 64,
-        micro_batch_size: int | None = None,
-        evaluation_batch_size: int = 128,
+        micro_batch_tokens: int = 4096,
+        shared_prompts: bool = True,
+        packed: bool = True,
         max_examples: int | None = None,
         evaluation_fraction: float | None = None,
         gold_fraction: float | None = None,
@@ -146,11 +160,8 @@ class PreferenceDataModule(LightningDataModule):
         cache_dir: str = "outputs/cache",
     ) -> None:
         super().__init__()
-        if batch_size < 1 or evaluation_batch_size < 1 or (max_examples is not None and max_examples < 1):
-            raise ValueError(
-                "batch sizes and max_examples must be at least 1, got "
-                f"{batch_size=}, {evaluation_batch_size=}, {max_examples=}"
-            )
+        if batch_size < 1 or (max_examples is not None and max_examples < 1):
+            raise ValueError(f"batch_size and max_examples must be at least 1, got {batch_size=}, {max_examples=}")
         self.save_hyperparameters()
         self.source = make_source(source, None if path is None else Path(path), Path(cache_dir))
         own = self.source.split_fractions
@@ -159,7 +170,7 @@ class PreferenceDataModule(LightningDataModule):
             gold=own.gold if gold_fraction is None else gold_fraction,
         )
         self.batch_size = batch_size
-        self.evaluation_batch_size = evaluation_batch_size
+        self.packing = Packing(shared_prompts, packed, micro_batch_tokens)
         limits = self.source.token_limits
         self._max_prompt_tokens = limits.prompt if max_prompt_tokens is None else max_prompt_tokens
         self.max_response_tokens = limits.response if max_response_tokens is None else max_response_tokens
@@ -169,7 +180,6 @@ class PreferenceDataModule(LightningDataModule):
         self._part: Literal["train", "gold"] = part
         self._tokenizer_location = tokenizer
         self._vocab_size = vocab_size
-        self._micro_batch_size = micro_batch_size
         self._max_examples = max_examples
         self._seed = seed
         self._read: SourceRead | None = None
@@ -233,21 +243,23 @@ class PreferenceDataModule(LightningDataModule):
     def tokenize_demonstrations(self, examples: Sequence[Demonstration]) -> DemonstrationSet:
         """Demonstrations under this module's tokenizer and limits."""
         tokenized, counts = tokenize_demonstrations(examples, self.tokenizer, **self._limits)
-        return DemonstrationSet(examples, tokenized, counts, padding_id(self.tokenizer))
+        self.packing.check_fit(tokenized)
+        return DemonstrationSet(examples, tokenized, counts, self.packing, padding_id(self.tokenizer))
 
     def tokenize_preferences(self, examples: Sequence[PreferenceExample]) -> PreferenceSet:
         """Pairs under this module's tokenizer and limits."""
         tokenized, counts = tokenize_preferences(examples, self.tokenizer, **self._limits)
-        return PreferenceSet(examples, tokenized, counts, padding_id(self.tokenizer))
+        self.packing.check_fit(tokenized)
+        return PreferenceSet(examples, tokenized, counts, self.packing, padding_id(self.tokenizer))
 
     def train_dataloader(self) -> StepLoader:
         """Optimiser steps of this process."""
         rank, world_size = self._place()
         self._train_loader = StepLoader(
-            len(self.train_set),
+            self.train_set.lengths,
             self.train_set.collate,
             batch_size=self.batch_size,
-            micro_batch_size=self._micro_batch_size,
+            packing=self.packing,
             seed=self._seed,
             rank=rank,
             world_size=world_size,
@@ -261,9 +273,9 @@ class PreferenceDataModule(LightningDataModule):
         """Held-out examples, each on exactly one process."""
         rank, world_size = self._place()
         return EvaluationLoader(
-            len(self.evaluation_set),
+            self.evaluation_set.lengths,
             self.evaluation_set.collate,
-            batch_size=self.evaluation_batch_size,
+            packing=self.packing,
             rank=rank,
             world_size=world_size,
         )

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
+
+from overopt.packed_tokens import PackedTokens
 
 
 @dataclass(frozen=True)
@@ -55,48 +57,29 @@ class PreferenceExample:
     rejected: str
 
 
-class TokenBatch(NamedTuple):
-    """Prompts with one response each, padded on the right.
-
-    Attributes:
-        input_ids: prompt, response and padding [token ids].
-        attention_mask: true on prompt and response.
-        response_mask: true on the response's tokens, its end-of-text included.
-    """
-
-    input_ids: Int[Tensor, "sequence token"]
-    attention_mask: Bool[Tensor, "sequence token"]
-    response_mask: Bool[Tensor, "sequence token"]
-
-
 class PreferenceBatch(NamedTuple):
-    """Pairs as 2 * pair sequences, all chosen ones first, then all rejected ones in the same order.
+    """Labelled pairs: responses 2i and 2i + 1 are the chosen and the rejected one of pair i.
 
     Attributes:
-        tokens: the sequences.
-        reference_log_probs: log pi_ref of each response, summed over its tokens [nats]; NaN where no
+        tokens: prompts and responses.
+        reference_log_probs: log pi_ref of chosen and rejected response, summed over tokens [nats]; NaN where no
             reference has been attached (reward modelling needs none).
     """
 
-    tokens: TokenBatch
-    reference_log_probs: Float[Tensor, " sequence"]
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs in the batch."""
-        return self.tokens.input_ids.shape[0] // 2
+    tokens: PackedTokens
+    reference_log_probs: Float[Tensor, "pair 2"]
 
 
 class StepBatch(NamedTuple):
     """One rank's share of one optimiser step.
 
     Attributes:
-        micro_batches: what goes through the model at a time: TokenBatch or PreferenceBatch.
+        micro_batches: what goes through the model at a time.
         scales: 1 for each micro-batch; 0 for a filler, which keeps ranks in step where a last batch does
             not divide among them.
         num_examples: examples of the step over all ranks: what the summed losses are divided by.
     """
 
-    micro_batches: tuple[TokenBatch | PreferenceBatch, ...]
+    micro_batches: tuple[PackedTokens | PreferenceBatch, ...]
     scales: tuple[float, ...]
     num_examples: int

@@ -5,24 +5,26 @@ from typing import Any
 
 import numpy as np
 
-from overopt.data.schema import PreferenceBatch, StepBatch, TokenBatch
+from overopt.data.packing import Packing, deal
+from overopt.data.schema import PreferenceBatch, StepBatch
+from overopt.packed_tokens import PackedTokens
 
 
 class StepLoader:
     """Yields one :class:`StepBatch` per optimiser step; every example exactly once an epoch.
 
-    A step is ``batch_size`` examples over all ranks, whatever the micro-batch, and the last partial batch
+    A step is ``batch_size`` examples over all ranks, however they are packed, and the last partial batch
     is a step too. The order depends on the seed and the epoch alone, so that a run resumed inside an epoch
     (Lightning keeps ``state_dict``) goes on with the very next step.
     """
 
     def __init__(
         self,
-        num_examples: int,
-        collate: Callable[[Sequence[int]], TokenBatch | PreferenceBatch],
+        lengths: Sequence[int],
+        collate: Callable[[Sequence[int]], PackedTokens | PreferenceBatch],
         *,
         batch_size: int,
-        micro_batch_size: int | None = None,
+        packing: Packing,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -30,28 +32,26 @@ class StepLoader:
         """Plan an epoch.
 
         Args:
-            num_examples: how many there are.
+            lengths: of each example [tokens].
             collate: example indices -> one micro-batch.
             batch_size: examples per optimiser step over all ranks.
-            micro_batch_size: examples per forward pass on one rank; all of the rank's by default.
+            packing: how many tokens go through the model at a time.
             seed: fixes the order.
             rank: this process.
             world_size: all processes.
 
         Raises:
-            ValueError: there is nothing to load, or a size is not positive.
+            ValueError: there is nothing to load, or fewer examples a step than processes.
         """
-        if num_examples < 1:
+        if not lengths:
             raise ValueError("no training examples: the source's training part is empty")
-        if batch_size < world_size or (micro_batch_size is not None and micro_batch_size < 1):
-            raise ValueError(
-                f"need batch_size >= number of processes and micro_batch_size >= 1, "
-                f"got {batch_size=}, {world_size=}, {micro_batch_size=}"
-            )
-        self.num_examples = num_examples
+        if batch_size < world_size:
+            raise ValueError(f"need batch_size >= number of processes, got {batch_size=}, {world_size=}")
+        self.num_examples = len(lengths)
         self.batch_size = batch_size
+        self._lengths = lengths
         self._collate = collate
-        self._micro_batch_size = micro_batch_size or -(-batch_size // world_size)
+        self._packing = packing
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
@@ -74,13 +74,16 @@ class StepLoader:
             yield self._step(order[first : first + self.batch_size].tolist())
 
     def _step(self, examples: list[int]) -> StepBatch:
-        mine = examples[self._rank :: self._world_size]
-        per_rank = -(-len(examples) // self._world_size)
-        num_micro_batches = -(-per_rank // self._micro_batch_size)
-        shares = [mine[i * self._micro_batch_size : (i + 1) * self._micro_batch_size] for i in range(num_micro_batches)]
+        of_ranks = [
+            self._packing.shares(rank, self._lengths) for rank in deal(examples, self._lengths, self._world_size)
+        ]
+        mine = of_ranks[self._rank]
+        # A rank with fewer micro-batches goes along with the shortest example, which then counts nothing.
+        fillers = max(map(len, of_ranks)) - len(mine)
+        filler = min(examples, key=lambda example: self._lengths[example])
         return StepBatch(
-            tuple(self._collate(share or examples[:1]) for share in shares),
-            tuple(1.0 if share else 0.0 for share in shares),
+            tuple(self._collate(share) for share in [*mine, *[[filler]] * fillers]),
+            (1.0,) * len(mine) + (0.0,) * fillers,
             len(examples),
         )
 
@@ -103,25 +106,27 @@ class StepLoader:
 
 
 class EvaluationLoader:
-    """Yields batches of examples in their own order, each example on exactly one rank."""
+    """Yields batches of examples, each example on exactly one rank.
+
+    Attributes:
+        batches: the examples of each batch of this rank.
+    """
 
     def __init__(
         self,
-        num_examples: int,
-        collate: Callable[[Sequence[int]], TokenBatch | PreferenceBatch],
+        lengths: Sequence[int],
+        collate: Callable[[Sequence[int]], PackedTokens | PreferenceBatch],
         *,
-        batch_size: int,
+        packing: Packing,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._mine = list(range(rank, num_examples, world_size))
+        self.batches = packing.shares(range(rank, len(lengths), world_size), lengths)
         self._collate = collate
-        self._batch_size = batch_size
 
     def __len__(self) -> int:
         """Batches on this rank."""
-        return -(-len(self._mine) // self._batch_size)
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[TokenBatch | PreferenceBatch]:
-        for first in range(0, len(self._mine), self._batch_size):
-            yield self._collate(self._mine[first : first + self._batch_size])
+    def __iter__(self) -> Iterator[PackedTokens | PreferenceBatch]:
+        return map(self._collate, self.batches)

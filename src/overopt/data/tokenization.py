@@ -1,4 +1,4 @@
-"""Text -> token ids, and token ids -> padded batches with a response mask."""
+"""Text -> token ids."""
 
 import hashlib
 import json
@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from overopt.data.prompt_format import ENCODING_CHUNK, CutPrompt, cut_prompts, encode_texts
-from overopt.data.schema import Demonstration, PreferenceBatch, PreferenceExample, Prompt, TokenBatch
+from overopt.data.schema import Demonstration, PreferenceExample, Prompt
+from overopt.packed_tokens import PromptGroup, TokenIds
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 # Every byte, and the two marks.
 SMALLEST_VOCABULARY = 256 + 2
-
-TokenIds = Int[np.ndarray, " _"]  # each of its own length
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -146,6 +142,11 @@ class TokenizedDemonstration(NamedTuple):
     prompt_ids: TokenIds
     response_ids: TokenIds
 
+    @property
+    def group(self) -> PromptGroup:
+        """The prompt with its response."""
+        return PromptGroup(self.prompt_ids, (self.response_ids,))
+
 
 class TokenizedPreference(NamedTuple):
     """A :class:`PreferenceExample` as token ids."""
@@ -154,6 +155,11 @@ class TokenizedPreference(NamedTuple):
     prompt_ids: TokenIds
     chosen_ids: TokenIds
     rejected_ids: TokenIds
+
+    @property
+    def group(self) -> PromptGroup:
+        """The prompt with both responses, the chosen one first."""
+        return PromptGroup(self.prompt_ids, (self.chosen_ids, self.rejected_ids))
 
 
 @dataclass(frozen=True)
@@ -223,38 +229,6 @@ def tokenize_preferences(
     return tokenized, _counts(examples, prompts, chosen + rejected)
 
 
-def collate_demonstrations(examples: Sequence[TokenizedDemonstration], padding_id: int) -> TokenBatch:
-    """Demonstrations as one batch, padded on the right to the longest of them."""
-    return _token_batch([(example.prompt_ids, example.response_ids) for example in examples], padding_id)
-
-
-def collate_preferences(
-    examples: Sequence[TokenizedPreference],
-    padding_id: int,
-    reference_log_probs: Float[Tensor, " sequence"] | None = None,
-) -> PreferenceBatch:
-    """Pairs as one batch: all chosen responses, then all rejected ones.
-
-    Args:
-        examples: the pairs.
-        padding_id: see :func:`padding_id`.
-        reference_log_probs: in the batch's order, chosen ones first [nats]; NaN without.
-    """
-    tokens = _token_batch(
-        [(example.prompt_ids, example.chosen_ids) for example in examples]
-        + [(example.prompt_ids, example.rejected_ids) for example in examples],
-        padding_id,
-    )
-    if reference_log_probs is None:
-        reference_log_probs = torch.full((2 * len(examples),), torch.nan)
-    if len(reference_log_probs) != 2 * len(examples):
-        raise ValueError(
-            f"{len(examples)} pairs have {2 * len(examples)} responses,"
-            f" got {len(reference_log_probs)} reference log-probs"
-        )
-    return PreferenceBatch(tokens, reference_log_probs)
-
-
 class _FittedPrompt(NamedTuple):
     ids: TokenIds
     was_cut: bool
@@ -294,19 +268,3 @@ def _counts(
 def _array(token_ids: list[int]) -> TokenIds:
     # A Python list takes nine times the memory, and paper scale has 10^8 tokens.
     return np.asarray(token_ids, dtype=np.int32)
-
-
-def _token_batch(sequences: Sequence[tuple[TokenIds, TokenIds]], padding_id: int) -> TokenBatch:
-    if not sequences:
-        raise ValueError("a batch needs at least one example")
-    longest = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids = np.full((len(sequences), longest), padding_id, dtype=np.int64)
-    attention_mask = np.zeros((len(sequences), longest), dtype=np.bool_)
-    response_mask = np.zeros_like(attention_mask)
-    for row, (prompt, response) in enumerate(sequences):
-        end = len(prompt) + len(response)
-        input_ids[row, : len(prompt)] = prompt
-        input_ids[row, len(prompt) : end] = response
-        attention_mask[row, :end] = True
-        response_mask[row, len(prompt) : end] = True
-    return TokenBatch(torch.from_numpy(input_ids), torch.from_numpy(attention_mask), torch.from_numpy(response_mask))

@@ -103,6 +103,7 @@ class Evaluator:
             self.prompts,
             max_response_tokens=self.data.max_response_tokens,
             seed=self._seed,
+            packing=self.data.packing,
             batch_size=self._batch_size,
             on_batch=on_batch,
         )
@@ -144,11 +145,7 @@ class Evaluator:
             return {}
         # The reference's own totals are known; computed anew they could differ in their last digit.
         is_reference = policy is self.reference
-        totals = (
-            pairs.reference_log_probs
-            if is_reference
-            else response_totals(policy, pairs, self.data.evaluation_batch_size)
-        )
+        totals = pairs.reference_log_probs if is_reference else response_totals(policy, pairs)
         log_ratios = torch.from_numpy(totals - pairs.reference_log_probs)
         lengths = torch.tensor([[len(p.chosen_ids), len(p.rejected_ids)] for p in pairs.tokenized])
         chosen, rejected = log_ratios.unbind(dim=1)

@@ -1,11 +1,13 @@
 """``overopt predict``: predictions as JSON Lines."""
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from overopt.data.step_loader import EvaluationLoader
 from overopt.evaluation.records import write_json_lines
 
 
@@ -24,11 +26,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write all predictions of this process."""
         examples = trainer.datamodule.evaluation_set.examples  # type: ignore[attr-defined]
-        mine = examples[trainer.global_rank :: trainer.world_size]
-        rows = [row for batch in predictions for row in batch]
+        loader = trainer.predict_dataloaders
+        assert isinstance(loader, EvaluationLoader)
+        places = [place for batch in loader.batches[: len(predictions)] for place in batch]
+        in_order = sorted(zip(places, (row for batch in predictions for row in batch), strict=True), key=itemgetter(0))
         name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions-{trainer.global_rank}.jsonl"
         path = Path(trainer.default_root_dir) / name
-        write_json_lines(
-            path, ({"example_id": example.example_id, **row} for example, row in zip(mine, rows, strict=True))
-        )
-        print(f"{len(rows)} predictions in {path}")
+        write_json_lines(path, ({"example_id": examples[place].example_id, **row} for place, row in in_order))
+        print(f"{len(in_order)} predictions in {path}")

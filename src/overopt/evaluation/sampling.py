@@ -5,19 +5,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.packing import Packing
 from overopt.data.splits import post_position
-from overopt.data.tokenization import (
-    TokenizedDemonstration,
-    collate_demonstrations,
-    end_of_text_id,
-    padding_id,
-)
+from overopt.data.tokenization import end_of_text_id, padding_id
 from overopt.evaluation.records import Completion
 from overopt.metrics.kl import SequenceKL, SequenceKLEstimate, kl_k1, kl_k3, token_log_ratios
 from overopt.models.generation import sample_responses
 from overopt.models.policy import Policy
+from overopt.packed_tokens import PromptGroup
 
 
 class EvaluationPrompt(NamedTuple):
@@ -91,6 +89,7 @@ def sample_completions(
     *,
     max_response_tokens: int,
     seed: int,
+    packing: Packing,
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> SampledCompletions:
@@ -102,7 +101,8 @@ def sample_completions(
         prompts: held-out prompts.
         max_response_tokens: length limit, the end of text included.
         seed: fixes the draws of each prompt.
-        batch_size: prompts at a time.
+        packing: how samples are rescored.
+        batch_size: prompts sampled side by side.
         on_batch: told after each sampled batch how many prompts it had.
     """
     end = end_of_text_id(policy.tokenizer)
@@ -115,41 +115,32 @@ def sample_completions(
         batch_size=batch_size,
         on_batch=on_batch,
     )
+    groups = [
+        PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(sample.token_ids, np.int32),))
+        for prompt, sample in zip(prompts, sampled, strict=True)
+    ]
     kl = SequenceKL()
-    completions: list[Completion] = []
-    for first in range(0, len(prompts), batch_size):
-        chunk = list(zip(prompts[first : first + batch_size], sampled[first : first + batch_size], strict=True))
-        batch = collate_demonstrations(
-            [
-                TokenizedDemonstration(
-                    prompt.prompt_id,
-                    np.asarray(prompt.token_ids, np.int32),
-                    np.asarray(sample.token_ids, np.int32),
-                )
-                for prompt, sample in chunk
-            ],
-            padding_id(policy.tokenizer),
-        )
+    completions: list[Completion | None] = [None] * len(prompts)
+    for places, tokens in packing.batches(groups, padding_id(policy.tokenizer)):
+        tokens = move_data_to_device(tokens, policy.causal_lm.device)
         with torch.inference_mode():
-            device = policy.causal_lm.device
-            inputs = batch.input_ids.to(device), batch.response_mask.to(device)
-            policy_log_probs, reference_log_probs = policy(*inputs).cpu(), reference(*inputs).cpu()
-        kl.update(policy_log_probs, reference_log_probs, batch.response_mask)
-        ratios = token_log_ratios(policy_log_probs, reference_log_probs, batch.response_mask)
+            policy_log_probs, reference_log_probs = tokens.padded(policy(tokens)), tokens.padded(reference(tokens))
+        mask = ~policy_log_probs.isnan()
+        kl.update(policy_log_probs, reference_log_probs, mask)
+        ratios = token_log_ratios(policy_log_probs, reference_log_probs, mask)
         k1, k3 = kl_k1(ratios), kl_k3(ratios)
-        policy_totals = policy_log_probs.double().sum(dim=1)
-        for row, (prompt, sample) in enumerate(chunk):
-            completions.append(
-                Completion(
-                    prompt_id=prompt.prompt_id,
-                    prompt=prompt.text,
-                    response=policy.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
-                    token_ids=sample.token_ids,
-                    finished=sample.finished,
-                    policy_log_prob=float(policy_totals[row]),
-                    reference_log_prob=float(policy_totals[row] - k1[row]),
-                    k3=float(k3[row]),
-                    opponent=prompt.opponent,
-                )
+        policy_totals = policy_log_probs.double().nansum(dim=1)
+        for row, place in enumerate(places):
+            prompt, sample = prompts[place], sampled[place]
+            completions[place] = Completion(
+                prompt_id=prompt.prompt_id,
+                prompt=prompt.text,
+                response=policy.tokenizer.decode(sample.token_ids, skip_special_tokens=True),
+                token_ids=sample.token_ids,
+                finished=sample.finished,
+                policy_log_prob=float(policy_totals[row]),
+                reference_log_prob=float(policy_totals[row] - k1[row]),
+                k3=float(k3[row]),
+                opponent=prompt.opponent,
             )
-    return SampledCompletions(completions, kl.compute())
+    return SampledCompletions([c for c in completions if c is not None], kl.compute())

@@ -1,34 +1,111 @@
-"""Response log-probabilities, with the output head on response positions only."""
+"""Response log-probabilities in float32; the [token, vocabulary] tensor exists a chunk at a time."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from overopt.models.grouped_attention import hidden_states
+from overopt.packed_tokens import PackedTokens
+
+MIB = 2**20
+
 
 def response_log_probs(
-    causal_lm: PreTrainedModel,
-    input_ids: Int[Tensor, "sequence token"],
-    response_mask: Bool[Tensor, "sequence token"],
-) -> Float[Tensor, "sequence token"]:
+    causal_lm: PreTrainedModel, tokens: PackedTokens, *, logits_mib: float | None = None
+) -> Float[Tensor, " target"]:
     """Log-probability of each response token given all before it [nats], in float32.
 
-    Sequences are padded on the right, so a causal model needs no attention mask: padding comes after
-    everything that is read. The [sequence, token, vocabulary] tensor never exists: logits are made at the
-    positions that predict a response token, and nowhere else.
+    Logits are made at the places that predict a response token, and nowhere else.
 
     Args:
-        causal_lm: any Hugging Face causal LM whose logits are its output embedding of the last hidden state.
-        input_ids: prompt, response, padding.
-        response_mask: true on the response's tokens. Position 0 has no prediction and must not be one of them.
-
-    Returns:
-        The log-probability at each response token's own position; zero elsewhere.
+        causal_lm: any Hugging Face causal LM whose logits are its output embedding of the last hidden state, and
+            which :func:`overopt.models.grouped_attention.use_grouped_attention` has been called for.
+        tokens: prompts with their responses.
+        logits_mib: float32 logits held at a time, forward and backward [MiB]; all at once by default.
     """
-    hidden = causal_lm.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    predicted = response_mask[:, 1:]  # position t is predicted from the hidden state at t - 1
-    logits = causal_lm.get_output_embeddings()(hidden[:, :-1][predicted])
-    token_log_probs = -F.cross_entropy(logits.float(), input_ids[:, 1:][predicted], reduction="none")
-    log_probs = torch.zeros(input_ids.shape, dtype=torch.float32, device=input_ids.device)
-    return log_probs.masked_scatter(F.pad(predicted, (1, 0)), token_log_probs)
+    hidden = hidden_states(causal_lm.base_model, tokens)[tokens.predictors]
+    head = causal_lm.get_output_embeddings()
+    vocabulary = head.weight.shape[0]
+    chunk = len(hidden) if logits_mib is None else max(1, int(logits_mib * MIB / (4 * vocabulary)))
+    if len(hidden) <= chunk:  # what fits at once is kept, and not computed anew in the backward pass
+        return -F.cross_entropy(head(hidden).float(), tokens.targets, reduction="none")
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    log_probs: Tensor = _ChunkedLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, tokens.targets, chunk
+    )
+    return log_probs
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias) at the targets, a chunk of tokens at a time.
+
+    The backward pass computes a chunk's logits anew, which costs one more product with the weight and keeps memory
+    independent of tokens and vocabulary. The weight's gradient is summed over chunks in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Float[Tensor, "target hidden"],
+        weight: Float[Tensor, "vocabulary hidden"],
+        bias: Float[Tensor, " vocabulary"] | None,
+        targets: Int[Tensor, " target"],
+        chunk: int,
+    ) -> Float[Tensor, " target"]:
+        ctx.chunk = chunk
+        log_probs = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
+        normalisers = torch.empty_like(log_probs)
+        for part in _slices(len(targets), chunk):
+            logits = _logits(hidden[part], weight, bias)
+            torch.logsumexp(logits, dim=1, out=normalisers[part])
+            log_probs[part] = logits.gather(1, targets[part, None]).squeeze(1) - normalisers[part]
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Float[Tensor, " target"]) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        same_weight = weight.to(hidden.dtype)
+        for part in _slices(len(targets), ctx.chunk):
+            # d log p(y) / d logits = onehot(y) - softmax(logits), in the memory of the logits.
+            signal = _logits(hidden[part], weight, bias).sub_(normalisers[part, None]).exp_()
+            signal.mul_(-grad[part, None]).scatter_add_(1, targets[part, None], grad[part, None])
+            if grad_bias is not None:
+                grad_bias += signal.sum(dim=0)
+            signal = signal.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(signal, same_weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                if hidden.dtype == torch.float32:
+                    grad_weight.addmm_(signal.T, hidden[part])
+                else:
+                    grad_weight += signal.T @ hidden[part]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def _logits(
+    hidden: Float[Tensor, "target hidden"],
+    weight: Float[Tensor, "vocabulary hidden"],
+    bias: Float[Tensor, " vocabulary"] | None,
+) -> Float[Tensor, "target vocabulary"]:
+    """In float32, computed in the hidden states' precision, as autocast would."""
+    return F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)).float()
+
+
+def _slices(length: int, chunk: int) -> list[slice]:
+    return [slice(first, min(first + chunk, length)) for first in range(0, length, chunk)]

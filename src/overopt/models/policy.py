@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -17,7 +17,9 @@ from transformers import (
 )
 
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
+from overopt.models.grouped_attention import use_grouped_attention
 from overopt.models.log_probs import response_log_probs
+from overopt.packed_tokens import PackedTokens
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,21 @@ class Policy(nn.Module):
 
     The forward pass is the only way in: under sharding, the backbone and the output head may be used
     inside the root's forward only.
+
+    Attributes:
+        logits_mib: float32 logits held at a time [MiB]; ``None`` for all at once.
     """
 
     def __init__(self, causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
+        use_grouped_attention(causal_lm)
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
+        self.logits_mib: float | None = 64.0
 
-    def forward(
-        self, input_ids: Int[Tensor, "sequence token"], response_mask: Bool[Tensor, "sequence token"]
-    ) -> Float[Tensor, "sequence token"]:
-        """Response log-probabilities [nats]; see :func:`response_log_probs`."""
-        return response_log_probs(self.causal_lm, input_ids, response_mask)
+    def forward(self, tokens: PackedTokens) -> Float[Tensor, " target"]:
+        """Log-probability of each response token [nats]; see :func:`response_log_probs`."""
+        return response_log_probs(self.causal_lm, tokens, logits_mib=self.logits_mib)
 
     @property
     def num_parameters(self) -> int:

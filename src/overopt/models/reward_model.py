@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from overopt.checkpoints.format import REWARD_PREFIX, ModelDescription, read_model_checkpoint
+from overopt.models.grouped_attention import hidden_states, use_grouped_attention
 from overopt.models.policy import Policy
+from overopt.packed_tokens import PackedTokens
 
 
 class RewardModel(nn.Module):
@@ -19,26 +20,16 @@ class RewardModel(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
+        use_grouped_attention(backbone)
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.head = nn.Linear(backbone.config.hidden_size, 1, bias=False)
         # Every reward starts at zero, so the first loss is log 2 and no pair is favoured by chance.
         nn.init.zeros_(self.head.weight)
 
-    def forward(
-        self, input_ids: Int[Tensor, "sequence token"], response_mask: Bool[Tensor, "sequence token"]
-    ) -> Float[Tensor, " sequence"]:
-        """Reward of each response, in float32.
-
-        Args:
-            input_ids: prompt, response, padding on the right.
-            response_mask: true on the response's tokens, of which each sequence has at least one.
-        """
-        hidden = self.backbone(input_ids=input_ids, use_cache=False).last_hidden_state
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = torch.where(response_mask, positions, -1).amax(dim=1)
-        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        reward: Tensor = self.head(hidden[rows, last]).squeeze(-1).float()
+    def forward(self, tokens: PackedTokens) -> Float[Tensor, " response"]:
+        """Reward of each response, in float32."""
+        reward: Tensor = self.head(hidden_states(self.backbone, tokens)[tokens.ends]).squeeze(-1).float()
         return reward
 
     def describe(self) -> ModelDescription:

@@ -7,11 +7,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
 from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
+from overopt.data.packing import merge_equal_prompts
 from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
 from overopt.data.schema import PreferenceBatch
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
@@ -38,10 +40,9 @@ class PairScores(NamedTuple):
 
 def score_pairs(policy: Policy, batch: PreferenceBatch) -> PairScores:
     """Log-ratios of a batch's pairs, summed over response tokens (never a mean)."""
-    tokens = batch.tokens
-    log_probs = policy(tokens.input_ids, tokens.response_mask).sum(dim=1)
-    chosen, rejected = (log_probs - batch.reference_log_probs).chunk(2)
-    chosen_length, rejected_length = tokens.response_mask.sum(dim=1).chunk(2)
+    log_probs = batch.tokens.sums(policy(batch.tokens)).view(-1, 2)
+    chosen, rejected = (log_probs - batch.reference_log_probs).unbind(dim=1)
+    chosen_length, rejected_length = batch.tokens.lengths().view(-1, 2).unbind(dim=1)
     return PairScores(chosen, rejected, chosen_length - rejected_length)
 
 
@@ -190,15 +191,17 @@ class DirectAlignmentModule(StepModule):
 
 
 @torch.inference_mode()
-def response_totals(policy: Policy, pairs: PreferenceSet, batch_size: int) -> Float[np.ndarray, "pair 2"]:
+def response_totals(policy: Policy, pairs: PreferenceSet) -> Float[np.ndarray, "pair 2"]:
     """Log-probabilities of chosen and rejected responses under a policy [nats], summed over tokens, float32."""
     device = next(policy.parameters()).device
-    totals = []
-    for first in range(0, len(pairs), batch_size):
-        tokens = pairs.collate(range(first, min(first + batch_size, len(pairs)))).tokens
-        log_probs = policy(tokens.input_ids.to(device), tokens.response_mask.to(device)).sum(dim=1)
-        totals.append(torch.stack(log_probs.chunk(2), dim=1).cpu().numpy())
-    return np.concatenate(totals)
+    groups, numbers = merge_equal_prompts([row.group for row in pairs.tokenized], pairs.packing.max_tokens)
+    totals: list[np.ndarray] = [np.empty(0)] * len(groups)
+    for places, tokens in pairs.packing.batches(groups, pairs.padding):
+        sums = tokens.sums(policy(move_data_to_device(tokens, device))).cpu()
+        for place, of_group in zip(places, sums.split([len(groups[i].responses) for i in places]), strict=True):
+            totals[place] = of_group.numpy()
+    of_pairs: np.ndarray = np.concatenate(totals)[np.array(numbers)]
+    return of_pairs.astype(np.float32)
 
 
 def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule, *, precision: str = "32-true") -> None:
@@ -218,5 +221,5 @@ def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule, *,
             raise ValueError("a reference scores labelled pairs, this data holds demonstrations: examples=preferences")
         if len(pairs):
             key = ReferenceKey(weights=weights, tokens=pairs.tokens_hash, precision=precision)
-            compute = partial(response_totals, reference, pairs, data.evaluation_batch_size)
+            compute = partial(response_totals, reference, pairs)
             pairs.reference_log_probs = cached_reference_log_probs(data.reference_cache_dir, key, compute)

@@ -72,8 +72,7 @@ class RewardModule(StepModule):
         return {"objective": "bradley_terry", "policy": self.start}
 
     def _rewards(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        rewards: Tensor = self.reward_model(batch.tokens.input_ids, batch.tokens.response_mask)
-        chosen, rejected = rewards.chunk(2)
+        chosen, rejected = self.reward_model(batch.tokens).view(-1, 2).unbind(dim=1)
         return chosen, rejected
 
     def _score_pairs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:

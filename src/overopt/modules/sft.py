@@ -7,11 +7,11 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
-from overopt.data.schema import TokenBatch
 from overopt.models.policy import PythiaArchitecture, load_policy, new_policy
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
 from overopt.objectives.likelihood import response_negative_log_likelihood
+from overopt.packed_tokens import PackedTokens
 
 
 class SFTModule(StepModule):
@@ -52,16 +52,16 @@ class SFTModule(StepModule):
             self.policy = new_policy(architecture, self.data.tokenizer)
         self.shard(self.policy)
 
-    def loss_sum(self, micro_batch: TokenBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_sum(self, micro_batch: PackedTokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood [nats]."""
         nll, tokens = self._likelihood(micro_batch)
         return nll.sum(), {"response_tokens": tokens.float().sum()}
 
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PackedTokens, batch_idx: int) -> None:
         """Nats per response token, every token counted once."""
         self._score(batch, "val")
 
-    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PackedTokens, batch_idx: int) -> None:
         """As in validation."""
         self._score(batch, "test")
 
@@ -73,11 +73,10 @@ class SFTModule(StepModule):
         """What tells this run from others."""
         return {"objective": "nll", "policy": self.start, **asdict(self.architecture)}
 
-    def _likelihood(self, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        log_probs = self.policy(batch.input_ids, batch.response_mask)
-        return response_negative_log_likelihood(log_probs, batch.response_mask)
+    def _likelihood(self, batch: PackedTokens) -> tuple[Tensor, Tensor]:
+        return response_negative_log_likelihood(self.policy(batch), batch.responses, batch.num_responses)
 
-    def _score(self, batch: TokenBatch, split: str) -> None:
+    def _score(self, batch: PackedTokens, split: str) -> None:
         nll, tokens = self._likelihood(batch)
         self.nll_per_token.update(nll / tokens, weight=tokens)
         self.log(f"{split}/nll_per_token", self.nll_per_token, on_epoch=True, prog_bar=True)

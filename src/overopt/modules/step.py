@@ -134,7 +134,7 @@ class StepModule(LightningModule):
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 f"accumulate_grad_batches={self.trainer.accumulate_grad_batches}: a step is data.batch_size "
-                "examples already; set data.micro_batch_size to what fits into memory instead"
+                "examples already; set data.micro_batch_tokens to what fits into memory instead"
             )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

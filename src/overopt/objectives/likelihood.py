@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -15,30 +15,28 @@ class ResponseLikelihood(NamedTuple):
         response_tokens: tokens in that sum, end-of-text included where the response has one.
     """
 
-    negative_log_likelihood: Float[Tensor, " sequence"]
-    response_tokens: Int[Tensor, " sequence"]
+    negative_log_likelihood: Float[Tensor, " response"]
+    response_tokens: Int[Tensor, " response"]
 
 
 def response_negative_log_likelihood(
-    token_log_probs: Float[Tensor, "sequence token"], response_mask: Bool[Tensor, "sequence token"]
+    token_log_probs: Float[Tensor, " token"], responses: Int[Tensor, " token"], num_responses: int
 ) -> ResponseLikelihood:
-    """Negative log-likelihood and length of each response; prompt and padding count for nothing.
+    """Negative log-likelihood and length of each response; prompt and padding are not among the tokens.
 
     Args:
-        token_log_probs: log pi(y_t | x, y_<t) at the position of y_t [nats]; any value, NaN and infinities
-            included, where the mask is false.
-        response_mask: true on the response's tokens.
+        token_log_probs: log pi(y_t | x, y_<t) of the responses' tokens [nats].
+        responses: the number of the response that each token belongs to.
+        num_responses: how many there are.
 
     Returns:
-        One sum and one count per sequence. Nats per token over a set is the sum of the sums over the sum
-        of the counts, never a mean of per-sequence or per-batch means.
+        One sum and one count per response. Nats per token over a set is the sum of the sums over the sum
+        of the counts, never a mean of per-response or per-batch means.
 
-    >>> token_log_probs = torch.tensor([[-9.0, -1.0, -2.0], [-9.0, -0.5, -7.0]])
-    >>> response_mask = torch.tensor([[False, True, True], [False, True, False]])
-    >>> nll, tokens = response_negative_log_likelihood(token_log_probs, response_mask)
+    >>> nll, tokens = response_negative_log_likelihood(torch.tensor([-1.0, -2.0, -0.5]), torch.tensor([0, 0, 1]), 2)
     >>> (nll.sum() / tokens.sum()).item()
     1.1666666269302368
     """
-    # Selecting, not multiplying by the mask: 0 * inf is NaN.
-    selected = torch.where(response_mask, token_log_probs, 0.0)
-    return ResponseLikelihood(-selected.sum(dim=-1), response_mask.sum(dim=-1))
+    nll = token_log_probs.new_zeros(num_responses).index_add(0, responses, -token_log_probs)
+    tokens = responses.new_zeros(num_responses).index_add(0, responses, torch.ones_like(responses))
+    return ResponseLikelihood(nll, tokens)

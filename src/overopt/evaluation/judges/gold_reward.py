@@ -5,17 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float64
+from lightning.fabric.utilities import move_data_to_device
 from scipy.special import expit
 
+from overopt.data.packing import Packing
 from overopt.data.prompt_format import encode_prompts
-from overopt.data.tokenization import (
-    TokenizedDemonstration,
-    collate_demonstrations,
-    encode_responses,
-    padding_id,
-)
+from overopt.data.tokenization import encode_responses, padding_id
 from overopt.evaluation.records import Comparison, Verdict
 from overopt.models.reward_model import RewardModel
+from overopt.packed_tokens import PromptGroup
 
 
 class GoldRewardJudge:
@@ -26,8 +24,8 @@ class GoldRewardJudge:
     Args:
         reward_model: the gold reward model, on the device to use.
         max_response_tokens: longer responses are cut, the end of text counted.
+        packing: how responses go through the model.
         temperature: rewards are divided by it: below 1 the judge is more decisive than the model it was trained as.
-        batch_size: responses per forward pass.
     """
 
     def __init__(
@@ -35,15 +33,15 @@ class GoldRewardJudge:
         reward_model: RewardModel,
         *,
         max_response_tokens: int,
+        packing: Packing,
         temperature: float = 1.0,
-        batch_size: int = 256,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"need a gold temperature > 0, got {temperature}")
         self._reward_model = reward_model.eval()
         self._max_response_tokens = max_response_tokens
         self._temperature = temperature
-        self._batch_size = batch_size
+        self._packing = packing
         # The opponents are the same for every checkpoint of a sweep.
         self._opponent_rewards: dict[tuple[str, str], float] = {}
 
@@ -67,16 +65,11 @@ class GoldRewardJudge:
         device = self._reward_model.head.weight.device
         encoded_prompts = encode_prompts(prompts, tokenizer)
         encoded_responses = encode_responses(responses, tokenizer, self._max_response_tokens)
-        rows = [
-            TokenizedDemonstration("", np.asarray(prompt, np.int32), np.asarray(response.token_ids, np.int32))
+        groups = [
+            PromptGroup(np.asarray(prompt, np.int32), (np.asarray(response.token_ids, np.int32),))
             for prompt, response in zip(encoded_prompts, encoded_responses, strict=True)
         ]
-        rewards = np.empty(len(rows), dtype=np.float64)
-        # By length, so that a batch has little padding.
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
-        for first in range(0, len(order), self._batch_size):
-            places = order[first : first + self._batch_size]
-            batch = collate_demonstrations([rows[i] for i in places], padding_id(tokenizer))
-            values = self._reward_model(batch.input_ids.to(device), batch.response_mask.to(device))
-            rewards[places] = values.double().cpu().numpy()
+        rewards = np.empty(len(groups), dtype=np.float64)
+        for places, tokens in self._packing.batches(groups, padding_id(tokenizer)):
+            rewards[places] = self._reward_model(move_data_to_device(tokens, device)).double().cpu().numpy()
         return rewards / self._temperature
