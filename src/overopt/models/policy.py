@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
+from overopt.models.compute import ComputeSettings
 from overopt.models.grouped_attention import use_grouped_attention
 from overopt.models.log_probs import response_log_probs
 from overopt.packed_tokens import PackedTokens
@@ -71,20 +72,28 @@ class Policy(nn.Module):
     The forward pass is the only way in: under sharding, the backbone and the output head may be used
     inside the root's forward only.
 
-    Attributes:
-        logits_mib: float32 logits held at a time [MiB]; ``None`` for all at once.
+    Args:
+        causal_lm: any Hugging Face causal LM.
+        tokenizer: its tokenizer.
+        compute: how it computes.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        compute: ComputeSettings = ComputeSettings(),
+    ) -> None:
         super().__init__()
+        compute.apply(causal_lm)
         use_grouped_attention(causal_lm)
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
-        self.logits_mib: float | None = 64.0
+        self._logits_mib = compute.logits_mib
 
     def forward(self, tokens: PackedTokens) -> Float[Tensor, " target"]:
         """Log-probability of each response token [nats]; see :func:`response_log_probs`."""
-        return response_log_probs(self.causal_lm, tokens, logits_mib=self.logits_mib)
+        return response_log_probs(self.causal_lm, tokens, logits_mib=self._logits_mib)
 
     @property
     def num_parameters(self) -> int:
@@ -106,16 +115,21 @@ def model_name(config: PretrainedConfig, num_parameters: int) -> str:
     return f"{config.model_type}-{num_parameters / scale:.1f}{unit}"
 
 
-def new_policy(architecture: PythiaArchitecture, tokenizer: PreTrainedTokenizerFast) -> Policy:
+def new_policy(
+    architecture: PythiaArchitecture,
+    tokenizer: PreTrainedTokenizerFast,
+    compute: ComputeSettings = ComputeSettings(),
+) -> Policy:
     """A policy with random weights, drawn from torch's global generator."""
-    return Policy(AutoModelForCausalLM.from_config(architecture.config(tokenizer)), tokenizer)
+    return Policy(AutoModelForCausalLM.from_config(architecture.config(tokenizer)), tokenizer, compute)
 
 
-def load_policy(location: str | Path) -> Policy:
+def load_policy(location: str | Path, compute: ComputeSettings = ComputeSettings()) -> Policy:
     """Open a policy in float32, dropout off.
 
     Args:
         location: a checkpoint of this project (a ``.ckpt`` file), a Hugging Face folder, or a hub name.
+        compute: how it computes.
 
     Raises:
         ValueError: nothing there, a checkpoint that can't be read, or one that holds no policy.
@@ -125,7 +139,7 @@ def load_policy(location: str | Path) -> Policy:
         checkpoint = read_model_checkpoint(path, POLICY_PREFIX)
         causal_lm = AutoModelForCausalLM.from_config(_without_dropout(checkpoint.description.config()))
         causal_lm.load_state_dict(checkpoint.weights)
-        return Policy(causal_lm, checkpoint.description.tokenizer())
+        return Policy(causal_lm, checkpoint.description.tokenizer(), compute)
     is_path = path.suffix == ".ckpt" or path.is_absolute() or str(location).startswith(".") or path.is_dir()
     if is_path and not (path / "config.json").is_file():
         raise ValueError(f"no policy at {location}: expected a .ckpt file or a folder with config.json")
@@ -137,7 +151,7 @@ def load_policy(location: str | Path) -> Policy:
             f"no policy {str(location)!r} as a file, a folder or in reach of the hub; "
             "give a .ckpt file or a folder with config.json, weights and tokenizer"
         ) from error
-    return Policy(causal_lm, load_tokenizer(location))
+    return Policy(causal_lm, load_tokenizer(location), compute)
 
 
 def weights_hash(policy: Policy) -> str:

@@ -18,6 +18,7 @@ from overopt.data.reference_cache import ReferenceKey, cached_reference_log_prob
 from overopt.data.schema import PreferenceBatch
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
+from overopt.models.compute import ComputeSettings
 from overopt.models.policy import Policy, load_policy, weights_hash
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
@@ -91,6 +92,7 @@ class DirectAlignmentModule(StepModule):
         label_smoothing: share of labels taken to be flipped, in [0, 0.5).
         smoothing: how ``label_smoothing`` enters: ``conservative`` (cDPO) or ``robust`` DPO.
         optimizer: optimiser and schedule; the default is the paper's.
+        compute: memory against time, such as ``{activation_checkpointing: true}``.
     """
 
     stage_name = "align"
@@ -105,10 +107,12 @@ class DirectAlignmentModule(StepModule):
         label_smoothing: float = 0.0,
         smoothing: Literal["conservative", "robust"] = "conservative",
         optimizer: OptimizerSettings = OptimizerSettings(),
+        compute: ComputeSettings = ComputeSettings(),
     ) -> None:
         super().__init__(optimizer)
         self.alignment = AlignmentObjective(objective, beta, length_penalty, label_smoothing, smoothing)
         self.reference = reference
+        self.compute = compute
         self.pair_loss = MeanMetric()
         self.accuracy = ImplicitRewardAccuracy()
         self.forward_kl = ForwardKL()
@@ -117,7 +121,7 @@ class DirectAlignmentModule(StepModule):
         """Open the reference, let it score all pairs, then train on from its weights."""
         if hasattr(self, "policy"):
             return
-        self.policy = load_policy(self.reference)
+        self.policy = load_policy(self.reference, self.compute)
         with self.trainer.precision_plugin.forward_context():
             attach_reference_log_probs(self.policy.to(self.device), self.data, precision=str(self.trainer.precision))
         self.shard(self.policy)

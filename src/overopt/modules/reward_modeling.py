@@ -7,6 +7,7 @@ from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
 from overopt.data.schema import PreferenceBatch
+from overopt.models.compute import ComputeSettings
 from overopt.models.policy import load_policy
 from overopt.models.reward_model import reward_model_from_policy
 from overopt.modules.optimizers import OptimizerSettings
@@ -20,6 +21,7 @@ class RewardModule(StepModule):
     Args:
         policy: checkpoint, Hugging Face folder or hub name whose backbone is taken.
         optimizer: optimiser and schedule.
+        compute: memory against time, such as ``{activation_checkpointing: true}``.
     """
 
     stage_name = "reward"
@@ -31,16 +33,18 @@ class RewardModule(StepModule):
         optimizer: OptimizerSettings = OptimizerSettings(
             name="adamw", learning_rate=1e-3, warmup_steps=0.1, decay="cosine"
         ),
+        compute: ComputeSettings = ComputeSettings(),
     ) -> None:
         super().__init__(optimizer)
         self.start = policy
+        self.compute = compute
         self.pair_loss = MeanMetric()
         self.accuracy = MeanMetric()
 
     def configure_model(self) -> None:
         """Put a fresh head on the policy's backbone."""
         if not hasattr(self, "reward_model"):
-            self.reward_model = reward_model_from_policy(load_policy(self.start))
+            self.reward_model = reward_model_from_policy(load_policy(self.start, self.compute))
             self.shard(self.reward_model)
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:

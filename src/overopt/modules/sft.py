@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
+from overopt.models.compute import ComputeSettings
 from overopt.models.policy import PythiaArchitecture, load_policy, new_policy
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
@@ -23,6 +24,7 @@ class SFTModule(StepModule):
         policy: a Hugging Face folder or hub name, or a checkpoint, to start from; fresh weights by default.
         architecture: shape of a fresh policy; its vocabulary and length limit are the DataModule's.
         optimizer: optimiser and schedule; the default suits the embedded half-million-parameter policy.
+        compute: memory against time, such as ``{activation_checkpointing: true}``.
     """
 
     stage_name = "sft"
@@ -35,10 +37,12 @@ class SFTModule(StepModule):
         optimizer: OptimizerSettings = OptimizerSettings(
             name="adamw", learning_rate=4e-3, warmup_steps=0.05, decay="cosine"
         ),
+        compute: ComputeSettings = ComputeSettings(),
     ) -> None:
         super().__init__(optimizer)
         self.start = policy
         self.architecture = architecture
+        self.compute = compute
         self.nll_per_token = MeanMetric()
 
     def configure_model(self) -> None:
@@ -46,10 +50,10 @@ class SFTModule(StepModule):
         if hasattr(self, "policy"):
             return
         if self.start is not None:
-            self.policy = load_policy(self.start)
+            self.policy = load_policy(self.start, self.compute)
         else:
             architecture = replace(self.architecture, max_tokens=self.data.max_tokens)
-            self.policy = new_policy(architecture, self.data.tokenizer)
+            self.policy = new_policy(architecture, self.data.tokenizer, self.compute)
         self.shard(self.policy)
 
     def loss_sum(self, micro_batch: PackedTokens) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,36 @@
+"""How a model computes: memory against time, the same results."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """What training may trade; no setting changes a result beyond rounding.
+
+    Attributes:
+        logits_mib: float32 logits held at a time, forward and backward [MiB]; null for all at once.
+        activation_checkpointing: keep each layer's input only and compute the layer again in the backward pass:
+            about a third more time, a fraction of the memory for activations.
+        compile: compile the backbone with torch.compile; needs a C++ compiler on CPUs, and some minutes at first.
+
+    Raises:
+        ValueError: ``logits_mib`` is not positive.
+    """
+
+    logits_mib: float | None = 64.0
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.logits_mib is not None and self.logits_mib <= 0:
+            raise ValueError(f"need logits_mib > 0, or null for all logits at once, got {self.logits_mib}")
+
+    def apply(self, model: PreTrainedModel) -> None:
+        """Set a causal LM or its backbone up for training."""
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.compile:
+            # In place, so that weights keep their names; shapes differ from batch to batch.
+            model.base_model.compile(dynamic=True)
