@@ -31,9 +31,9 @@ OURS: dict[str, list[str]] = {
     "overopt": [],
     "overopt without shared prompts": ["--data.shared_prompts", "false"],
     "overopt without packing": ["--data.packed", "false"],
-    "overopt, all logits at once": ["--model.compute.logits_mib", "null"],
+    "overopt, all logits at once": ["--model.compute.logits_mib", ".inf"],
     "overopt, none of them": [
-        *("--data.shared_prompts", "false", "--data.packed", "false", "--model.compute.logits_mib", "null")
+        *("--data.shared_prompts", "false", "--data.packed", "false", "--model.compute.logits_mib", ".inf")
     ],
 }
 
@@ -100,6 +100,8 @@ def main() -> None:
     apart = max(abs(a - b) / abs(b) for r in results.values() for a, b in zip(r.losses, first.losses, strict=True))
     print(f"losses of {len(first.losses)} steps: apart by {apart:.1e} relative, away from log 2 by {moved:.2f}")
     if apart > 1e-4 or moved < 0.01:
+        for name, result in results.items():
+            print(f"{name:<32} {' '.join(f'{loss:.6f}' for loss in result.losses)}")
         raise SystemExit("the losses do not agree, or do not move: no time counts")
     flops = needed_flops(pairs, shape, arguments.vocabulary) / len(pairs)
     rows = [

@@ -1,8 +1,11 @@
 """Lightning's own command line on this project's modules: fit, validate, test, predict."""
 
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import MLFlowLogger
@@ -26,7 +29,6 @@ class OveroptCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
             {
-                "model": f"{SFTModule.__module__}.{SFTModule.__qualname__}",
                 "trainer.logger": {"class_path": f"{MLflowTracker.__module__}.{MLflowTracker.__qualname__}"},
                 "trainer.default_root_dir": "outputs",
                 "trainer.max_epochs": 4,
@@ -82,8 +84,34 @@ def run(arguments: Sequence[str]) -> None:
         parser_kwargs={**strict, **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()}},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=list(arguments),
+        args=_with_model(arguments),
     )
+
+
+def _with_model(arguments: Sequence[str]) -> list[str]:
+    """The arguments, naming SFT on the embedded default where they name no model.
+
+    As the parser's default it would do harm: a model named on the command line would inherit those of its settings
+    that go by the same name, such as the optimiser.
+    """
+    arguments = list(arguments)
+    configs = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
+    configs += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    named = any(argument.partition("=")[0] == "--model" for argument in arguments)
+    if named or not arguments or any(_names_model(Path(config)) for config in configs):
+        return arguments
+    return [arguments[0], f"--model={SFTModule.__module__}.{SFTModule.__qualname__}", *arguments[1:]]
+
+
+def _names_model(config: Path) -> bool:
+    if not config.is_file():
+        return False  # the parser's own message says so
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return False
+    model = content.get("model") if isinstance(content, dict) else None
+    return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
 def _import(class_path: str) -> Any:

@@ -48,5 +48,5 @@ def test_the_backbone_is_compiled_on_request(tiny_tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("logits_mib", [0, -1.0])
 def test_no_room_for_logits_is_refused(logits_mib):
-    with pytest.raises(ValueError, match="logits_mib > 0, or null"):
+    with pytest.raises(ValueError, match="need logits_mib > 0, got"):
         ComputeSettings(logits_mib=float(logits_mib))

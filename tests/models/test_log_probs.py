@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -41,9 +43,9 @@ def causal_lm(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 # Each way through the model: how prompts, rows and logits are treated.
 WAYS = {
-    "plain": (False, False, None),
-    "shared prompts": (True, False, None),
-    "packed": (False, True, None),
+    "plain": (False, False, math.inf),
+    "shared prompts": (True, False, math.inf),
+    "packed": (False, True, math.inf),
     "chunked": (False, False, 5 * A_TOKEN_AT_A_TIME),
     "shared, packed, chunked": (True, True, 5 * A_TOKEN_AT_A_TIME),
     "a token at a time": (True, True, A_TOKEN_AT_A_TIME),
@@ -142,7 +144,7 @@ def test_the_output_head_sees_what_predicts_a_response_token_only(causal_lm, mon
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     tokens = pack(prompt_groups())
-    response_log_probs(causal_lm, tokens, logits_mib=5 * A_TOKEN_AT_A_TIME if in_chunks else None).sum().backward()
+    response_log_probs(causal_lm, tokens, logits_mib=5 * A_TOKEN_AT_A_TIME if in_chunks else math.inf).sum().backward()
     targets = len(tokens.targets)
     # The backward pass of chunks makes each chunk's logits anew, never more.
     assert (max(shapes), sum(shapes)) == ((5, 2 * targets) if in_chunks else (targets, targets))
@@ -152,7 +154,7 @@ def test_bfloat16_logits_in_chunks_are_those_at_once(causal_lm):
     tokens = pack(prompt_groups())
     with torch.autocast("cpu", torch.bfloat16):
         chunked, whole = (
-            response_log_probs(causal_lm, tokens, logits_mib=mib) for mib in (5 * A_TOKEN_AT_A_TIME, None)
+            response_log_probs(causal_lm, tokens, logits_mib=mib) for mib in (5 * A_TOKEN_AT_A_TIME, math.inf)
         )
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-2)
     assert chunked.dtype == torch.float32

@@ -10,7 +10,7 @@ class ComputeSettings:
     """What training may trade; no setting changes a result beyond rounding.
 
     Attributes:
-        logits_mib: float32 logits held at a time, forward and backward [MiB]; null for all at once.
+        logits_mib: float32 logits held at a time, forward and backward [MiB]; ``.inf`` for all at once.
         activation_checkpointing: keep each layer's input only and compute the layer again in the backward pass:
             about a third more time, a fraction of the memory for activations.
         compile: compile the backbone with torch.compile; needs a C++ compiler on CPUs, and some minutes at first.
@@ -19,13 +19,13 @@ class ComputeSettings:
         ValueError: ``logits_mib`` is not positive.
     """
 
-    logits_mib: float | None = 64.0
+    logits_mib: float = 64.0
     activation_checkpointing: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.logits_mib is not None and self.logits_mib <= 0:
-            raise ValueError(f"need logits_mib > 0, or null for all logits at once, got {self.logits_mib}")
+        if not self.logits_mib > 0:
+            raise ValueError(f"need logits_mib > 0, got {self.logits_mib}; .inf holds all logits at once")
 
     def apply(self, model: PreTrainedModel) -> None:
         """Set a causal LM or its backbone up for training."""

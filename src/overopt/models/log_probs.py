@@ -1,5 +1,6 @@
 """Response log-probabilities in float32; the [token, vocabulary] tensor exists a chunk at a time."""
 
+import math
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ MIB = 2**20
 
 
 def response_log_probs(
-    causal_lm: PreTrainedModel, tokens: PackedTokens, *, logits_mib: float | None = None
+    causal_lm: PreTrainedModel, tokens: PackedTokens, *, logits_mib: float = math.inf
 ) -> Float[Tensor, " target"]:
     """Log-probability of each response token given all before it [nats], in float32.
 
@@ -30,7 +31,7 @@ def response_log_probs(
     hidden = hidden_states(causal_lm.base_model, tokens)[tokens.predictors]
     head = causal_lm.get_output_embeddings()
     vocabulary = head.weight.shape[0]
-    chunk = len(hidden) if logits_mib is None else max(1, int(logits_mib * MIB / (4 * vocabulary)))
+    chunk = max(1, int(min(len(hidden), logits_mib * MIB / (4 * vocabulary))))
     if len(hidden) <= chunk:  # what fits at once is kept, and not computed anew in the backward pass
         return -F.cross_entropy(head(hidden).float(), tokens.targets, reduction="none")
     if torch.is_autocast_enabled(hidden.device.type):
