@@ -1,3 +1,4 @@
+import pytest
 import yaml
 
 from overopt.trainer_cli import run
@@ -7,10 +8,9 @@ ALIGNMENT = "overopt.modules.direct_alignment.DirectAlignmentModule"
 
 def configuration(capsys, *arguments):
     """What ``fit`` with these arguments would run."""
-    try:
+    with pytest.raises(SystemExit) as end:
         run(["fit", *arguments, "--print_config"])
-    except SystemExit as end:
-        assert not end.code
+    assert not end.value.code
     return yaml.safe_load(capsys.readouterr().out)
 
 
