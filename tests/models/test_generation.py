@@ -119,6 +119,19 @@ def test_a_response_that_never_ends_stops_at_the_limit_unfinished():
     assert [(r.token_ids, r.finished) for r in responses] == [([3, 3, 3, 3], False)] * 2
 
 
+def test_rows_that_have_ended_leave_the_batch():
+    causal_lm, rows = tiny_lm(vocabulary=4), []
+    causal_lm.register_forward_pre_hook(lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True)
+    prompts = random_prompts(100, vocabulary=4)
+    together = sample(causal_lm, prompts)
+    assert rows[0] == 100
+    lengths = [len(response.token_ids) for response in together]
+    for step, in_batch in enumerate(rows):
+        going_on = sum(length > step for length in lengths)
+        assert going_on <= in_batch <= max(going_on / 0.8 + 1, 1)
+    assert sum(rows[:6]) < 0.8 * 600
+
+
 def test_the_end_of_text_comes_last_or_not_at_all():
     responses = sample(tiny_lm(vocabulary=4), random_prompts(200, vocabulary=4))
     assert {response.finished for response in responses} == {True, False}

@@ -8,6 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+# Finished rows leave the batch together, once the rest is this share of it: leaving copies the others' cache.
+LEAVE_BELOW = 0.8
+
 
 @dataclass(frozen=True)
 class SampledResponse:
@@ -95,8 +98,11 @@ def _sample_batch(
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = DynamicCache(config=causal_lm.config)
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    drawn: list[Tensor] = []
+    uniforms = uniforms.to(device)
+    drawn = torch.full(uniforms.shape, eos_token_id, device=device)
+    # The rows still in the batch, and which of them go on.
+    rows = torch.arange(len(prompts), device=device)
+    going_on = torch.ones_like(rows, dtype=torch.bool)
     for step in range(uniforms.shape[1]):
         logits = causal_lm(
             input_ids=tokens,
@@ -106,13 +112,17 @@ def _sample_batch(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        token = draw_tokens(logits, uniforms[:, step].to(device))
-        # A finished row goes on repeating the end of text; what follows its first one is dropped.
-        token = torch.where(finished, eos_token_id, token)
-        drawn.append(token)
-        finished |= token == eos_token_id
-        if bool(finished.all()):
+        token = draw_tokens(logits, uniforms[rows, step])
+        token = torch.where(going_on, token, eos_token_id)
+        drawn[rows, step] = token
+        going_on &= token != eos_token_id
+        left = int(going_on.sum())
+        if left == 0:
             break
         tokens, positions = token[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-    return torch.stack(drawn, dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if left <= LEAVE_BELOW * len(rows):
+            places = going_on.nonzero().squeeze(1)
+            cache.batch_select_indices(places)
+            rows, tokens, positions, mask, going_on = (x[places] for x in (rows, tokens, positions, mask, going_on))
+    return drawn
