@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from tables import machine, write_table
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-from workload import SHAPES, Lengths, Shape, draw_pairs
+from transformers import GPTNeoXForCausalLM
+from workload import SHAPES, Lengths, Shape, draw_pairs, random_model
 
 from overopt.models.generation import sample_responses
 
@@ -26,19 +26,7 @@ END = 0
 
 def policy(shape: Shape, vocabulary: int, mean_length: float) -> GPTNeoXForCausalLM:
     """Random weights whose end of text has a probability of about 1 / mean_length everywhere."""
-    torch.manual_seed(0)
-    causal_lm = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=vocabulary,
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=4 * shape.hidden,
-            max_position_embeddings=4096,
-            bos_token_id=END,
-            eos_token_id=END,
-        )
-    ).eval()
+    causal_lm = random_model(shape, vocabulary).eval()
     with torch.no_grad():
         # The last hidden state gets a constant part, which the end of text alone looks at.
         causal_lm.gpt_neox.final_layer_norm.bias.fill_(1.0)

@@ -91,8 +91,8 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_model(folder: Path, shape: Shape, vocabulary: int, seed: int = 0) -> None:
-    """A Hugging Face folder with random float32 weights."""
+def random_model(shape: Shape, vocabulary: int, seed: int = 0) -> GPTNeoXForCausalLM:
+    """A Pythia model with random float32 weights."""
     torch.manual_seed(seed)
     config = GPTNeoXConfig(
         vocab_size=vocabulary,
@@ -105,7 +105,12 @@ def write_model(folder: Path, shape: Shape, vocabulary: int, seed: int = 0) -> N
         eos_token_id=0,
         tie_word_embeddings=False,
     )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    return GPTNeoXForCausalLM(config)
+
+
+def write_model(folder: Path, shape: Shape, vocabulary: int) -> None:
+    """A Hugging Face folder of a random model."""
+    random_model(shape, vocabulary).save_pretrained(folder)
     word_tokenizer(vocabulary).save_pretrained(folder)
 
 

@@ -75,7 +75,7 @@ class PackedTokens(NamedTuple):
         return self.ends.shape[0]
 
     def sums(self, values: Float[Tensor, " target"]) -> Float[Tensor, " response"]:
-        """Sum over each response's tokens, in float32 at least."""
+        """Sum over each response's tokens, in the values' precision."""
         totals = torch.zeros(self.num_responses, dtype=values.dtype, device=values.device)
         return totals.index_add(0, self.responses, values)
 

@@ -42,11 +42,11 @@ def test_ranks_are_dealt_equal_loads():
 
 def test_an_example_without_room_is_named():
     pair = TokenizedPreference("row 17", ids(1, 2, 3), ids(4, 5), ids(6))
-    Packing(max_tokens=6).check_fit([pair])
+    assert Packing(max_tokens=6).lengths([pair]) == [6]
     with pytest.raises(ValueError, match=r"'row 17' needs 6 tokens, .* room for 5: raise data.micro_batch_tokens"):
-        Packing(max_tokens=5).check_fit([pair])
+        Packing(max_tokens=5).lengths([pair])
     with pytest.raises(ValueError, match="needs 10 tokens"):  # two rows, each as long as the longer one
-        Packing(shared_prompts=False, one_row=False, max_tokens=9).check_fit([pair])
+        Packing(shared_prompts=False, one_row=False, max_tokens=9).lengths([pair])
 
 
 def test_equal_prompts_and_equal_responses_are_scored_once():

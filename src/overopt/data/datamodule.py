@@ -44,6 +44,7 @@ class DemonstrationSet:
         tokenized: the same as token ids.
         counts: what tokenising cut.
         packing: how they become tensors.
+        lengths: of each example as it goes through the model [tokens].
         padding: token id written into padding.
     """
 
@@ -51,15 +52,11 @@ class DemonstrationSet:
     tokenized: Sequence[TokenizedDemonstration]
     counts: TokenizationCounts
     packing: Packing
+    lengths: Sequence[int]
     padding: int
 
     def __len__(self) -> int:
         return len(self.tokenized)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example as they go through the model."""
-        return [self.packing.num_tokens(row.group) for row in self.tokenized]
 
     def collate(self, indices: Sequence[int]) -> PackedTokens:
         """The examples at these places as one batch."""
@@ -75,6 +72,7 @@ class PreferenceSet:
         tokenized: the same as token ids.
         counts: what tokenising cut.
         packing: how they become tensors.
+        lengths: of each example as it goes through the model [tokens].
         padding: token id written into padding.
         reference_log_probs: of chosen and rejected responses, once a reference has been attached [nats].
     """
@@ -83,16 +81,12 @@ class PreferenceSet:
     tokenized: Sequence[TokenizedPreference]
     counts: TokenizationCounts
     packing: Packing
+    lengths: Sequence[int]
     padding: int
     reference_log_probs: Float[np.ndarray, "pair 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokenized)
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example as they go through the model."""
-        return [self.packing.num_tokens(row.group) for row in self.tokenized]
 
     def collate(self, indices: Sequence[int]) -> PreferenceBatch:
         """The pairs at these places as one batch."""
@@ -243,14 +237,14 @@ class PreferenceDataModule(LightningDataModule):
     def tokenize_demonstrations(self, examples: Sequence[Demonstration]) -> DemonstrationSet:
         """Demonstrations under this module's tokenizer and limits."""
         tokenized, counts = tokenize_demonstrations(examples, self.tokenizer, **self._limits)
-        self.packing.check_fit(tokenized)
-        return DemonstrationSet(examples, tokenized, counts, self.packing, padding_id(self.tokenizer))
+        lengths = self.packing.lengths(tokenized)
+        return DemonstrationSet(examples, tokenized, counts, self.packing, lengths, padding_id(self.tokenizer))
 
     def tokenize_preferences(self, examples: Sequence[PreferenceExample]) -> PreferenceSet:
         """Pairs under this module's tokenizer and limits."""
         tokenized, counts = tokenize_preferences(examples, self.tokenizer, **self._limits)
-        self.packing.check_fit(tokenized)
-        return PreferenceSet(examples, tokenized, counts, self.packing, padding_id(self.tokenizer))
+        lengths = self.packing.lengths(tokenized)
+        return PreferenceSet(examples, tokenized, counts, self.packing, lengths, padding_id(self.tokenizer))
 
     def train_dataloader(self) -> StepLoader:
         """Optimiser steps of this process."""

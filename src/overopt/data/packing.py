@@ -30,12 +30,13 @@ class Packing:
         if self.max_tokens < 1:
             raise ValueError(f"a forward pass needs room for a token, got data.micro_batch_tokens={self.max_tokens}")
 
-    def check_fit(self, tokenized: Sequence[TokenizedDemonstration] | Sequence[TokenizedPreference]) -> None:
-        """Refuse examples that no forward pass has room for.
+    def lengths(self, tokenized: Sequence[TokenizedDemonstration] | Sequence[TokenizedPreference]) -> list[int]:
+        """Tokens of each example as it goes through the model.
 
         Raises:
-            ValueError: there is one; it is named.
+            ValueError: a forward pass has no room for one; it is named.
         """
+        lengths: list[int] = []
         for row in tokenized:
             needed = self.num_tokens(row.group)
             if needed > self.max_tokens:
@@ -43,6 +44,8 @@ class Packing:
                     f"example {row.example_id!r} needs {needed} tokens, a forward pass has room for {self.max_tokens}: "
                     "raise data.micro_batch_tokens, or lower max_prompt_tokens or max_response_tokens"
                 )
+            lengths.append(needed)
+        return lengths
 
     def groups(self, group: PromptGroup) -> list[PromptGroup]:
         """A prompt with its responses as the groups that stand for it."""

@@ -59,10 +59,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
         chunk: int,
     ) -> Float[Tensor, " target"]:
         ctx.chunk = chunk
+        cast_weight, cast_bias = _cast(hidden.dtype, weight, bias)
         log_probs = torch.empty(len(targets), device=hidden.device, dtype=torch.float32)
         normalisers = torch.empty_like(log_probs)
         for part in _slices(len(targets), chunk):
-            logits = _logits(hidden[part], weight, bias)
+            logits = F.linear(hidden[part], cast_weight, cast_bias).float()
             torch.logsumexp(logits, dim=1, out=normalisers[part])
             log_probs[part] = logits.gather(1, targets[part, None]).squeeze(1) - normalisers[part]
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
@@ -75,16 +76,17 @@ class _ChunkedLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
-        same_weight = weight.to(hidden.dtype)
+        cast_weight, cast_bias = _cast(hidden.dtype, weight, bias)
         for part in _slices(len(targets), ctx.chunk):
             # d log p(y) / d logits = onehot(y) - softmax(logits), in the memory of the logits.
-            signal = _logits(hidden[part], weight, bias).sub_(normalisers[part, None]).exp_()
+            logits = F.linear(hidden[part], cast_weight, cast_bias).float()
+            signal = logits.sub_(normalisers[part, None]).exp_()
             signal.mul_(-grad[part, None]).scatter_add_(1, targets[part, None], grad[part, None])
             if grad_bias is not None:
                 grad_bias += signal.sum(dim=0)
             signal = signal.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(signal, same_weight, out=grad_hidden[part])
+                torch.mm(signal, cast_weight, out=grad_hidden[part])
             if grad_weight is not None:
                 if hidden.dtype == torch.float32:
                     grad_weight.addmm_(signal.T, hidden[part])
@@ -99,13 +101,11 @@ class _ChunkedLogProbs(torch.autograd.Function):
         )
 
 
-def _logits(
-    hidden: Float[Tensor, "target hidden"],
-    weight: Float[Tensor, "vocabulary hidden"],
-    bias: Float[Tensor, " vocabulary"] | None,
-) -> Float[Tensor, "target vocabulary"]:
-    """In float32, computed in the hidden states' precision, as autocast would."""
-    return F.linear(hidden, weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)).float()
+def _cast(
+    dtype: torch.dtype, weight: Float[Tensor, "vocabulary hidden"], bias: Float[Tensor, " vocabulary"] | None
+) -> tuple[Tensor, Tensor | None]:
+    """The head in the hidden states' precision, as autocast would have it: once, not once a chunk."""
+    return weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _slices(length: int, chunk: int) -> list[slice]:
