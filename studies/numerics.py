@@ -114,7 +114,7 @@ def kl_by_enumeration(num_samples: int = 20_000) -> bool:
         groups = [PromptGroup(np.array(prompt), (np.array(sample.token_ids),)) for sample in drawn]
         for _, tokens in Packing(max_tokens=16384).batches(groups):
             scores = [tokens.padded(response_log_probs(model, tokens)) for model in (policy, reference)]
-            kl.update(*scores, ~scores[0].isnan())
+            kl.update(*scores, tokens.mask())
     k1, k3 = kl.compute()
     z1, z3 = (float((k.mean - exact) / k.standard_error) for k in (k1, k3))
     print(

@@ -55,6 +55,7 @@ def test_sums_lengths_and_rows_are_by_response():
     tokens, values = pack(GROUPS), torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     assert tokens.sums(values).tolist() == [7, 8, 16]
     assert tokens.lengths().tolist() == [3, 1, 1]
+    assert torch.equal(tokens.mask(), ~tokens.padded(values).isnan())
     assert tokens.padded(values).nan_to_num(-1).tolist() == [[1, 2, 4], [8, -1, -1], [16, -1, -1]]
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 TokenIds = Int[np.ndarray, " _"]  # each of its own length
@@ -82,6 +82,11 @@ class PackedTokens(NamedTuple):
     def lengths(self) -> Int[Tensor, " response"]:
         """Tokens of each response, its end of text included."""
         return torch.zeros_like(self.ends).index_add(0, self.responses, torch.ones_like(self.responses))
+
+    def mask(self) -> Bool[Tensor, "response response_token"]:
+        """One row a response, true on its tokens: where :meth:`padded` has values."""
+        lengths = self.lengths()
+        return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
 
     def padded(self, values: Float[Tensor, " target"]) -> Float[Tensor, "response response_token"]:
         """One row a response, its tokens' values from the left, then NaN."""

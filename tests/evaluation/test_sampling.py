@@ -84,6 +84,14 @@ def test_a_policy_is_at_no_distance_from_itself(tiny_tokenizer):
     assert sampled.kl.k1.mean == sampled.kl.k1.standard_error == sampled.kl.k3.mean == 0
 
 
+def test_a_reference_without_a_number_is_not_taken_for_padding(tiny_tokenizer):
+    policy, broken = (small_vocabulary_policy(0, tiny_tokenizer) for _ in range(2))
+    with torch.no_grad():
+        broken.causal_lm.get_output_embeddings().weight.fill_(torch.nan)
+    sampled = sample_completions(policy, broken, prompts(3), max_response_tokens=5, seed=0, packing=Packing())
+    assert sampled.kl.k1.mean.isnan()
+
+
 def test_the_batch_size_changes_no_completion(tiny_tokenizer):
     policy, reference = (small_vocabulary_policy(seed, tiny_tokenizer) for seed in (0, 1))
     runs = [

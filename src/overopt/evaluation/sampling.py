@@ -124,12 +124,13 @@ def sample_completions(
     for places, tokens in packing.batches(groups, padding_id(policy.tokenizer)):
         tokens = move_data_to_device(tokens, policy.causal_lm.device)
         with torch.inference_mode():
-            policy_log_probs, reference_log_probs = tokens.padded(policy(tokens)), tokens.padded(reference(tokens))
-        mask = ~policy_log_probs.isnan()
+            of_tokens = policy(tokens)
+            policy_log_probs, reference_log_probs = tokens.padded(of_tokens), tokens.padded(reference(tokens))
+        mask = tokens.mask()
         kl.update(policy_log_probs, reference_log_probs, mask)
         ratios = token_log_ratios(policy_log_probs, reference_log_probs, mask)
         k1, k3 = kl_k1(ratios), kl_k3(ratios)
-        policy_totals = policy_log_probs.double().nansum(dim=1)
+        policy_totals = tokens.sums(of_tokens.double())
         for row, place in enumerate(places):
             prompt, sample = prompts[place], sampled[place]
             completions[place] = Completion(
