@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,11 +74,22 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--contenders", nargs="*", default=["overopt", *TRL], help=f"of {', '.join({**OURS, **TRL})}")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=[*OURS, *TRL],
+        default=["overopt", "TRL as it comes", "TRL at its best"],
+        metavar="NAME",
+        help=f"overopt and any others of: {', '.join([*OURS, *TRL])}",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--micro-batch-tokens", type=int, default=None)
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
+    if "overopt" not in arguments.contenders:
+        parser.error("--contenders must name overopt, which the others are measured by")
+    if set(arguments.contenders) & set(TRL) and find_spec("trl") is None:
+        parser.error("TRL is not installed: pip install -c constraints.txt -e '.[bench]'")
 
     scale = arguments.prompt_tokens / 320
     lengths = Lengths(320 * scale, 90 * scale, max(1, int(60 * scale)), int(500 * scale))

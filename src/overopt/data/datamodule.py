@@ -144,7 +144,7 @@ class PreferenceDataModule(LightningDataModule):
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         batch_size: int = 64,
-        micro_batch_tokens: int = 4096,
+        micro_batch_tokens: int = 2048,
         shared_prompts: bool = True,
         packed: bool = True,
         max_examples: int | None = None,

@@ -24,7 +24,7 @@ class Packing:
 
     shared_prompts: bool = True
     one_row: bool = True
-    max_tokens: int = 4096
+    max_tokens: int = 2048
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
