@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tables import machine, write_table
 from transformers import GPTNeoXForCausalLM
-from workload import SHAPES, Lengths, Shape, draw_pairs, random_model
+from workload import SHAPES, TLDR, Shape, draw_pairs, random_model
 
 from overopt.models.generation import sample_responses
 
@@ -81,8 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
 
-    scale = arguments.prompt_tokens / 320
-    lengths = Lengths(320 * scale, 90 * scale, max(1, int(60 * scale)), int(500 * scale))
+    lengths = TLDR.scaled(arguments.prompt_tokens / 320)
     prompts = [p.prompt.tolist() for p in draw_pairs(arguments.prompts, lengths, arguments.vocabulary)]
     causal_lm = policy(SHAPES[arguments.size], arguments.vocabulary, 32).to(arguments.device)
     contenders: dict[str, Callable[..., list[int]]] = {"overopt": ours, "generate": generate}

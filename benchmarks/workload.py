@@ -23,6 +23,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "70m": Shape(512, 6, 8),
     "160m": Shape(768, 12, 12),
+    "410m": Shape(1024, 24, 16),
     "1b": Shape(2048, 16, 8),
     "2.8b": Shape(2560, 32, 32),
 }
@@ -37,6 +38,14 @@ class Lengths(NamedTuple):
     longest: int = 500
     shortest_response: int = 20
     longest_response: int = 50
+
+    def scaled(self, by: float) -> "Lengths":
+        """Shorter or longer prompts, the same responses."""
+        shortest, longest = max(1, int(self.shortest * by)), int(self.longest * by)
+        return self._replace(mean=self.mean * by, spread=self.spread * by, shortest=shortest, longest=longest)
+
+
+TLDR = Lengths()
 
 
 class Pair(NamedTuple):
@@ -91,8 +100,8 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def random_model(shape: Shape, vocabulary: int, seed: int = 0) -> GPTNeoXForCausalLM:
-    """A Pythia model with random float32 weights."""
+def random_model(shape: Shape, vocabulary: int, seed: int = 0, *, meta: bool = False) -> GPTNeoXForCausalLM:
+    """A Pythia model with random float32 weights, or with shapes alone."""
     torch.manual_seed(seed)
     config = GPTNeoXConfig(
         vocab_size=vocabulary,
@@ -105,7 +114,8 @@ def random_model(shape: Shape, vocabulary: int, seed: int = 0) -> GPTNeoXForCaus
         eos_token_id=0,
         tie_word_embeddings=False,
     )
-    return GPTNeoXForCausalLM(config)
+    with torch.device("meta" if meta else "cpu"):
+        return GPTNeoXForCausalLM(config)
 
 
 def write_model(folder: Path, shape: Shape, vocabulary: int) -> None:

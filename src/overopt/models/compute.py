@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from overopt.models.grouped_attention import use_grouped_attention
+
 
 @dataclass(frozen=True)
 class ComputeSettings:
@@ -15,6 +17,8 @@ class ComputeSettings:
             about a third more time, a fraction of the memory for activations.
         compile: compile the backbone with torch.compile; needs a C++ compiler on CPUs, and some minutes at first.
 
+        flex_attention: packed rows by FlexAttention instead of SDPA; for GPUs (on CPUs it has no backward pass).
+
     Raises:
         ValueError: ``logits_mib`` is not positive.
     """
@@ -22,13 +26,15 @@ class ComputeSettings:
     logits_mib: float = 64.0
     activation_checkpointing: bool = False
     compile: bool = False
+    flex_attention: bool = False
 
     def __post_init__(self) -> None:
         if not self.logits_mib > 0:
             raise ValueError(f"need logits_mib > 0, got {self.logits_mib}; .inf holds all logits at once")
 
     def apply(self, model: PreTrainedModel) -> None:
-        """Set a causal LM or its backbone up for training."""
+        """Set a causal LM or its backbone up to read :class:`overopt.packed_tokens.PackedTokens`."""
+        use_grouped_attention(model, flex=self.flex_attention)
         if self.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.compile:

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 # Finished rows leave the batch together, once the rest is this share of it: leaving copies the others' cache.
 LEAVE_BELOW = 0.8
@@ -39,6 +41,45 @@ def draw_tokens(
     # Scaled to the sum that rounding gave, so that no draw falls past the last token.
     thresholds = uniforms.double() * cumulative[:, -1]
     return torch.searchsorted(cumulative, thresholds[:, None], right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untyped
+    """A layer of the cache with room for the whole response; DynamicLayer copies all it has at every token.
+
+    Args:
+        room: tokens that will come at most.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write new keys and values behind those that are there; all of them, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            rows, heads, _tokens, size = key_states.shape
+            self._all_keys = key_states.new_empty(rows, heads, self._room, size)
+            self._all_values = value_states.new_empty(rows, heads, self._room, value_states.shape[3])
+        first = self.get_seq_length()
+        last = first + key_states.shape[2]
+        self._all_keys[:, :, first:last] = key_states
+        self._all_values[:, :, first:last] = value_states
+        self.keys, self.values = self._all_keys[:, :, :last], self._all_values[:, :, :last]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        length = self.get_seq_length()
+        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
+        self.keys, self.values = self._all_keys[:, :, :length], self._all_values[:, :, :length]
+
+
+def _cache(causal_lm: PreTrainedModel, room: int) -> DynamicCache:
+    """The architecture's own cache, its growing layers replaced by ones with room."""
+    cache = DynamicCache(config=causal_lm.config)
+    cache.layers = [_RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 @torch.inference_mode()
@@ -97,7 +138,7 @@ def _sample_batch(
     tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = DynamicCache(config=causal_lm.config)
+    cache = _cache(causal_lm, longest + uniforms.shape[1])
     uniforms = uniforms.to(device)
     drawn = torch.full(uniforms.shape, eos_token_id, device=device)
     # The rows still in the batch, and which of them go on.

@@ -18,7 +18,6 @@ from transformers import (
 
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
 from overopt.models.compute import ComputeSettings
-from overopt.models.grouped_attention import use_grouped_attention
 from overopt.models.log_probs import response_log_probs
 from overopt.packed_tokens import PackedTokens
 
@@ -86,7 +85,6 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         compute.apply(causal_lm)
-        use_grouped_attention(causal_lm)
         self.causal_lm = causal_lm
         self.tokenizer = tokenizer
         self._logits_mib = compute.logits_mib

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from overopt.checkpoints.format import REWARD_PREFIX, ModelDescription, read_model_checkpoint
-from overopt.models.grouped_attention import hidden_states, use_grouped_attention
+from overopt.models.compute import ComputeSettings
+from overopt.models.grouped_attention import hidden_states
 from overopt.models.policy import Policy
 from overopt.packed_tokens import PackedTokens
 
@@ -16,11 +17,14 @@ class RewardModel(nn.Module):
     """r(x, y): the scalar head reads the hidden state at the response's last token (Eq. 1 and 2).
 
     The head has no bias: only differences of rewards have meaning.
+
+    Args:
+        backbone: that :meth:`overopt.models.compute.ComputeSettings.apply` has been called for.
+        tokenizer: the model's.
     """
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        use_grouped_attention(backbone)
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.head = nn.Linear(backbone.config.hidden_size, 1, bias=False)
@@ -52,6 +56,7 @@ def load_reward_model(path: str | Path) -> RewardModel:
         raise ValueError(f"no reward model at {path}: expected a .ckpt file")
     checkpoint = read_model_checkpoint(Path(path), REWARD_PREFIX)
     backbone = AutoModel.from_config(checkpoint.description.config())
+    ComputeSettings().apply(backbone)
     reward_model = RewardModel(backbone, checkpoint.description.tokenizer())
     reward_model.load_state_dict(checkpoint.weights)
     return reward_model
