@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import torch
+from contenders.measured import synchronise
 from workload import Shape
 
 
@@ -22,14 +23,9 @@ def _rate(tokens: int, inputs: int, outputs: int, device: str, dtype: torch.dtyp
     weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
     seconds = []
     for _ in range(repeats + 2):  # the first two warm up
-        _synchronise(device)
+        synchronise()
         start = time.perf_counter()
         torch.nn.functional.linear(states, weight)
-        _synchronise(device)
+        synchronise()
         seconds.append(time.perf_counter() - start)
     return 2 * tokens * inputs * outputs / float(np.median(seconds[2:]))
-
-
-def _synchronise(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -16,7 +16,6 @@ class ComputeSettings:
         activation_checkpointing: keep each layer's input only and compute the layer again in the backward pass:
             about a third more time, a fraction of the memory for activations.
         compile: compile the backbone with torch.compile; needs a C++ compiler on CPUs, and some minutes at first.
-
         flex_attention: packed rows by FlexAttention instead of SDPA; for GPUs (on CPUs it has no backward pass).
 
     Raises:

@@ -65,14 +65,17 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]  # transformers is untype
         last = first + key_states.shape[2]
         self._all_keys[:, :, first:last] = key_states
         self._all_values[:, :, first:last] = value_states
-        self.keys, self.values = self._all_keys[:, :, :last], self._all_values[:, :, :last]
-        return self.keys, self.values
+        return self._view(last)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows."""
         length = self.get_seq_length()
         self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
+        self._view(length)
+
+    def _view(self, length: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = self._all_keys[:, :, :length], self._all_values[:, :, :length]
+        return self.keys, self.values
 
 
 def _cache(causal_lm: PreTrainedModel, room: int) -> DynamicCache:

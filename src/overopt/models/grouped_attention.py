@@ -96,8 +96,8 @@ def _check(backbone: PreTrainedModel, longest: int) -> None:
     Raises:
         ValueError: they are not.
     """
-    obstacle = _obstacle(backbone)
     config = backbone.config.get_text_config()
+    obstacle = None if config._attn_implementation in (GROUPED_SDPA, GROUPED_FLEX) else _obstacle(backbone)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     window = min((size for size in windows if size), default=longest)
     sees_all = set(getattr(config, "layer_types", None) or ("sliding_attention",)) == {"full_attention"}
@@ -127,17 +127,20 @@ def group_block_mask(grid: GroupGrid, branches: Int[Tensor, "group slot"] | None
     )
 
 
-def _grouped_sdpa(
+def _grouped_attention(
     module: nn.Module,
     query: Float[Tensor, "row head token size"],
     key: Float[Tensor, "row key_head key size"],
     value: Float[Tensor, "row key_head key size"],
     attention_mask: Tensor | None,
     group_grid: GroupGrid | None = None,
-    group_mask: Bool[Tensor, "group 1 slot slot"] | None = None,
+    group_mask: Bool[Tensor, "group 1 slot slot"] | BlockMask | None = None,
     **arguments: Any,
 ) -> tuple[Float[Tensor, "row token head size"], None]:
-    """Transformers' SDPA attention, on the groups of a packed row where there is one."""
+    """On a packed row, transformers' attention among the tokens of each group; its SDPA on everything else."""
+    if isinstance(group_mask, BlockMask):
+        attended, _ = flex_attention_forward(module, query, key, value, group_mask, **arguments)
+        return attended, None
     if group_grid is None:
         attended, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
         return attended, None
@@ -150,23 +153,6 @@ def _grouped_sdpa(
     return attended.flatten(0, 1).index_select(0, slots)[None], None
 
 
-def _grouped_flex(
-    module: nn.Module,
-    query: Float[Tensor, "row head token size"],
-    key: Float[Tensor, "row key_head key size"],
-    value: Float[Tensor, "row key_head key size"],
-    attention_mask: Tensor | None,
-    group_grid: GroupGrid | None = None,
-    group_mask: BlockMask | None = None,
-    **arguments: Any,
-) -> tuple[Float[Tensor, "row token head size"], None]:
-    """Transformers' FlexAttention on a packed row, SDPA on everything else."""
-    if group_grid is None:
-        return _grouped_sdpa(module, query, key, value, attention_mask, **arguments)
-    attended, _ = flex_attention_forward(module, query, key, value, group_mask, **arguments)
-    return attended, None
-
-
-for _name, _attention in ((GROUPED_SDPA, _grouped_sdpa), (GROUPED_FLEX, _grouped_flex)):
-    AttentionInterface.register(_name, _attention)
+for _name in (GROUPED_SDPA, GROUPED_FLEX):
+    AttentionInterface.register(_name, _grouped_attention)
     AttentionMaskInterface.register(_name, sdpa_mask)

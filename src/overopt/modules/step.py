@@ -18,6 +18,7 @@ from overopt.checkpoints.format import (
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.schema import StepBatch
 from overopt.data.tokenization import tokenizer_hash
+from overopt.models.heap import return_freed_memory
 from overopt.models.sharding import shard_layers
 from overopt.modules.optimizers import OptimizerSettings
 
@@ -110,6 +111,16 @@ class StepModule(LightningModule):
         self.examples_seen += batch.num_examples
         self.log_examples_seen()
         return loss
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Of the forward pass keep what the backward pass reads, and no more."""
+        if self.device.type == "cpu":
+            return_freed_memory()
+
+    def on_after_backward(self) -> None:
+        """Keep gradients, and no more."""
+        if self.device.type == "cpu":
+            return_freed_memory()
 
     def on_validation_epoch_end(self) -> None:
         """Put validation metrics on the axis of the training metrics."""
