@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input clean
+.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input equivalence clean \
+	bench-training bench-ablation bench-growth bench-sampling bench-economy
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -38,9 +39,34 @@ real-comparisons: .venv/ready
 bad-input: .venv/ready
 	$(BIN)/python -m pytest tests/test_cli.py tests/checkpoints -v -k 'bad_input or architecture or disk'
 
+# Shared prompts, packing, chunking and cached sampling against the plain path: values, gradients, distributions.
+equivalence: .venv/ready
+	$(BIN)/python -m pytest -v tests/models tests/data/test_packing.py tests/test_packed_tokens.py
+
+# Measurements write tables to benchmarks/results/ and end with the ratio. They need an otherwise idle machine.
+# About 25 minutes on two cores; ARGS='--size 160m', '--prompt-tokens 60' or '--device cuda --size 1b' for others.
+bench-training: .venv/bench-ready
+	$(BIN)/python benchmarks/preference_training.py $(ARGS)
+
+bench-ablation: .venv/bench-ready
+	$(BIN)/python benchmarks/preference_training.py --ablation $(ARGS)
+
+bench-growth: .venv/bench-ready
+	$(BIN)/python benchmarks/growth.py $(ARGS)
+
+bench-sampling: .venv/bench-ready
+	$(BIN)/python benchmarks/sampling.py $(ARGS)
+
+bench-economy: .venv/bench-ready
+	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/bench-ready: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 clean:

@@ -114,13 +114,11 @@ class StepModule(LightningModule):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Of the forward pass keep what the backward pass reads, and no more."""
-        if self.device.type == "cpu":
-            return_freed_memory()
+        return_freed_memory(self)
 
     def on_after_backward(self) -> None:
         """Keep gradients, and no more."""
-        if self.device.type == "cpu":
-            return_freed_memory()
+        return_freed_memory(self)
 
     def on_validation_epoch_end(self) -> None:
         """Put validation metrics on the axis of the training metrics."""
