@@ -75,3 +75,27 @@ def test_batches_say_which_groups_they_hold():
     for places, tokens in Packing(max_tokens=16).batches(groups):
         seen |= dict(zip(places, tokens.targets.tolist(), strict=True))
     assert seen == {0: 103, 1: 109, 2: 105, 3: 107}
+
+
+@pytest.mark.parametrize("max_tokens", [3, 100])
+@pytest.mark.parametrize("shared_prompts", [True, False])
+def test_each_response_gets_its_score_whatever_was_merged(max_tokens, shared_prompts):
+    groups = [
+        PromptGroup(ids(1, 2), (ids(10), ids(11))),
+        PromptGroup(ids(3), (ids(12), ids(10))),
+        PromptGroup(ids(1, 2), (ids(13, 13), ids(10))),
+    ]
+    passed_through = []
+
+    def score(tokens):
+        passed_through.extend(tokens.targets.tolist())
+        return tokens.sums(tokens.targets.double())
+
+    scores = Packing(shared_prompts, max_tokens=max_tokens).scores(groups, score)
+    assert [of_group.tolist() for of_group in scores] == [[10, 11], [12, 10], [26, 10]]
+    # The second 10 after the prompt (1, 2) goes along with the first, where there is room for the group.
+    assert passed_through.count(10) == (2 if max_tokens == 100 else 3)
+
+
+def test_nothing_to_score_is_no_error():
+    assert Packing().scores([], lambda tokens: pytest.fail("no pass was needed")) == []

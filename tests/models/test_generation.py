@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from overopt.models.generation import draw_tokens, sample_responses
+from overopt.models.generation import draw_tokens, sample_responses, sample_several
 
 END = 0
 
@@ -139,6 +139,22 @@ def test_the_end_of_text_comes_last_or_not_at_all():
         assert END not in response.token_ids[:-1]
         assert response.finished == (response.token_ids[-1] == END)
         assert response.finished or len(response.token_ids) == 6
+
+
+@pytest.mark.parametrize("batch_size", [2, 9, 100])
+def test_several_responses_to_a_prompt_are_those_of_their_seeds_and_the_prompt_is_read_once(batch_size):
+    causal_lm, prompts, read = tiny_lm(vocabulary=30), random_prompts(23, vocabulary=30), []
+    alone = [sample(causal_lm, prompts, seed=seed) for seed in (3, 4, 5)]
+    assert len({tuple(map(str, of_seed)) for of_seed in alone}) == 3
+    causal_lm.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs["attention_mask"].shape), with_kwargs=True
+    )
+    several = sample_several(
+        causal_lm, prompts, eos_token_id=END, max_response_tokens=6, seeds=[3, 4, 5], batch_size=batch_size
+    )
+    assert [list(of_seed) for of_seed in zip(*several, strict=True)] == alone
+    if batch_size == 100:
+        assert read[0] == (len(prompts), max(map(len, prompts)))
 
 
 def test_the_models_generation_config_is_ignored():

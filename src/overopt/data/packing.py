@@ -1,9 +1,13 @@
 """Which examples go through the model together: by tokens, and by length."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from overopt.data.tokenization import TokenizedDemonstration, TokenizedPreference
 from overopt.packed_tokens import PackedTokens, PromptGroup, pack
@@ -71,6 +75,30 @@ class Packing:
         lengths = [self.num_tokens(group) for group in groups]
         for places in self.shares(range(len(groups)), lengths):
             yield places, self.pack([groups[i] for i in places], padding_id)
+
+    def scores(
+        self,
+        groups: Sequence[PromptGroup],
+        score: Callable[[PackedTokens], Float[Tensor, " response"]],
+        padding_id: int = 0,
+    ) -> list[Float[np.ndarray, " response"]]:
+        """A number for each response of each group; an equal prompt, or response to it, goes through once.
+
+        Args:
+            groups: prompts with responses.
+            score: what the model says of packed groups, one number a response.
+            padding_id: written into padding.
+        """
+        if not groups:
+            return []
+        merged, numbers = merge_equal_prompts(groups, self.max_tokens)
+        of_merged: list[np.ndarray] = [np.empty(0)] * len(merged)
+        for places, tokens in self.batches(merged, padding_id):
+            scores = score(tokens).cpu().split([len(merged[place].responses) for place in places])
+            for place, of_group in zip(places, scores, strict=True):
+                of_merged[place] = of_group.numpy()
+        of_responses = np.concatenate(of_merged)
+        return [of_responses[of_group] for of_group in numbers]
 
     def shares(self, examples: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
         """Examples, long ones first, parted into forward passes.

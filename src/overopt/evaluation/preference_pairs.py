@@ -15,7 +15,7 @@ from overopt.data.splits import Part, post_position
 from overopt.data.tokenization import end_of_text_id
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.records import read_json_lines, write_json_lines
-from overopt.models.generation import sample_responses
+from overopt.models.generation import sample_several
 from overopt.models.policy import Policy
 
 
@@ -60,7 +60,7 @@ def sample_pairs(
         max_pairs: so many prompts at most of each part that is trained on, chosen by a hash of their posts.
         max_evaluation_pairs: the same of the evaluation part.
         seed: fixes the draws.
-        batch_size: prompts at a time.
+        batch_size: samples at a time.
         on_batch: told after each batch how many samples it had, and how many there will be.
     """
     chosen = [
@@ -73,31 +73,30 @@ def sample_pairs(
     ]
     tokenized = data.tokenize_demonstrations(chosen)
     prompts = [row.prompt_ids.tolist() for row in tokenized.tokenized]
-    first, second = (
-        [
-            policy.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
-            for sample in sample_responses(
-                policy.causal_lm,
-                prompts,
-                eos_token_id=end_of_text_id(policy.tokenizer),
-                max_response_tokens=data.max_response_tokens,
-                seed=2 * seed + draw,
-                batch_size=batch_size,
-                on_batch=None if on_batch is None else lambda n: on_batch(n, 2 * len(prompts)),
-            )
-        ]
-        for draw in (0, 1)
+    sampled = sample_several(
+        policy.causal_lm,
+        prompts,
+        eos_token_id=end_of_text_id(policy.tokenizer),
+        max_response_tokens=data.max_response_tokens,
+        seeds=[2 * seed, 2 * seed + 1],
+        batch_size=batch_size,
+        on_batch=None if on_batch is None else lambda n: on_batch(n, 2 * len(prompts)),
     )
+
+    def text(token_ids: list[int]) -> str:
+        decoded: str = policy.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return decoded
+
     return [
         SampledPair(
             id=example.example_id,
             post_id=example.post_id,
-            prompt=policy.tokenizer.decode(prompt, skip_special_tokens=True),
-            first=a,
-            second=b,
+            prompt=text(prompt),
+            first=text(first.token_ids),
+            second=text(second.token_ids),
             human=example.response,
         )
-        for example, prompt, a, b in zip(chosen, prompts, first, second, strict=True)
+        for example, prompt, (first, second) in zip(chosen, prompts, sampled, strict=True)
     ]
 
 
@@ -123,8 +122,8 @@ def label_by_gold(pairs: Sequence[SampledPair], judge: GoldRewardJudge, *, seed:
     """
     usable, left_out = _usable((pair, pair.id, pair.first, pair.second) for pair in pairs)
     prompts = [pair.prompt for pair, _, _, _ in usable]
-    first = judge.rewards(prompts, [response for _, _, response, _ in usable])
-    second = judge.rewards(prompts, [response for _, _, _, response in usable])
+    responses = [[row[side] for row in usable] for side in (2, 3)]
+    first, second = np.split(judge.rewards(2 * prompts, responses[0] + responses[1]), 2)
     first_wins = np.random.default_rng(seed).random(len(usable)) < expit(first - second)
     rows = []
     for (pair, row_id, a, b), wins, reward_a, reward_b in zip(usable, first_wins, first, second, strict=True):

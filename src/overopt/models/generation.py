@@ -85,7 +85,6 @@ def _cache(causal_lm: PreTrainedModel, room: int) -> DynamicCache:
     return cache
 
 
-@torch.inference_mode()
 def sample_responses(
     causal_lm: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -96,72 +95,118 @@ def sample_responses(
     batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
 ) -> list[SampledResponse]:
-    """One response per prompt from the model's own distribution (temperature 1, no top-k, no top-p).
+    """One response per prompt; arguments as in :func:`sample_several`."""
+    sampled = sample_several(
+        causal_lm,
+        prompts,
+        eos_token_id=eos_token_id,
+        max_response_tokens=max_response_tokens,
+        seeds=[seed],
+        batch_size=batch_size,
+        on_batch=on_batch,
+    )
+    return [response for (response,) in sampled]
 
-    Each prompt owns a row of uniform numbers fixed by ``seed`` and its place in the list, so that a
-    sample does not depend on the batch it was drawn in, and checkpoints of one run share their noise.
+
+@torch.inference_mode()
+def sample_several(
+    causal_lm: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    eos_token_id: int,
+    max_response_tokens: int,
+    seeds: Sequence[int],
+    batch_size: int = 256,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[tuple[SampledResponse, ...]]:
+    """Responses from the model's own distribution (temperature 1, no top-k, no top-p), one per prompt and seed.
+
+    A prompt goes through the model once, however many responses it gets. Each prompt owns a row of uniform numbers
+    fixed by the seed and its place in the list, so that a sample does not depend on the batch it was drawn in, and
+    checkpoints of one run share their noise.
 
     Args:
         causal_lm: the model, on the device to sample on.
         prompts: token ids of each prompt, none empty.
         eos_token_id: ends a response.
         max_response_tokens: length limit, the end of text included [tokens].
-        seed: fixes all draws.
-        batch_size: prompts sampled side by side.
-        on_batch: told after each batch how many prompts it had.
+        seeds: each fixes the draws of one response per prompt.
+        batch_size: responses sampled side by side, or all those of a prompt where they are more.
+        on_batch: told after each batch how many responses it had.
+
+    Returns:
+        For each prompt its responses, in the order of the seeds.
     """
-    generator = torch.Generator().manual_seed(seed)
-    uniforms = torch.rand(len(prompts), max_response_tokens, generator=generator, dtype=torch.float64)
-    responses: list[SampledResponse | None] = [None] * len(prompts)
+    noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+    uniforms = torch.stack(
+        [torch.rand(len(prompts), max_response_tokens, generator=g, dtype=torch.float64) for g in noise], dim=1
+    )
+    responses: list[tuple[SampledResponse, ...]] = [()] * len(prompts)
     # Sorted by length, so that a batch has little padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    prompts_a_batch = max(1, batch_size // len(seeds))
     was_training = causal_lm.training
     causal_lm.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
+    for start in range(0, len(order), prompts_a_batch):
+        rows = order[start : start + prompts_a_batch]
         drawn = _sample_batch(causal_lm, [prompts[i] for i in rows], uniforms[rows], eos_token_id)
-        for i, tokens in zip(rows, drawn.tolist(), strict=True):
-            finished = eos_token_id in tokens
-            responses[i] = SampledResponse(tokens[: tokens.index(eos_token_id) + 1] if finished else tokens, finished)
+        for i, of_prompt in zip(rows, drawn.tolist(), strict=True):
+            responses[i] = tuple(_response(tokens, eos_token_id) for tokens in of_prompt)
         if on_batch is not None:
-            on_batch(len(rows))
+            on_batch(len(rows) * len(seeds))
     causal_lm.train(was_training)
-    return [response for response in responses if response is not None]
+    return responses
+
+
+def _response(tokens: list[int], eos_token_id: int) -> SampledResponse:
+    finished = eos_token_id in tokens
+    return SampledResponse(tokens[: tokens.index(eos_token_id) + 1] if finished else tokens, finished)
 
 
 def _sample_batch(
     causal_lm: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
-    uniforms: Float[Tensor, "sequence token"],
+    uniforms: Float[Tensor, "prompt sample token"],
     eos_token_id: int,
-) -> Int[Tensor, "sequence drawn_token"]:
+) -> Int[Tensor, "prompt sample drawn_token"]:
     device = causal_lm.device
     longest = max(map(len, prompts))
+    _, num_samples, limit = uniforms.shape
     # Padded on the left, so that every row's next token is predicted at the last position. Any id pads: it is masked.
     tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    cache = _cache(causal_lm, longest + uniforms.shape[1])
-    uniforms = uniforms.to(device)
-    drawn = torch.full(uniforms.shape, eos_token_id, device=device)
-    # The rows still in the batch, and which of them go on.
-    rows = torch.arange(len(prompts), device=device)
-    going_on = torch.ones_like(rows, dtype=torch.bool)
-    for step in range(uniforms.shape[1]):
-        logits = causal_lm(
+    cache = _cache(causal_lm, longest + limit)
+
+    def next_logits() -> Float[Tensor, "sequence vocabulary"]:
+        output = causal_lm(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-        ).logits[:, -1]
+        )
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    logits = next_logits()
+    if num_samples > 1:
+        copies = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
+        cache.batch_select_indices(copies)
+        logits, mask, positions = logits[copies], mask[copies], positions[copies]
+    uniforms = uniforms.flatten(0, 1).to(device)
+    drawn = torch.full(uniforms.shape, eos_token_id, device=device)
+    # The rows still in the batch, and which of them go on.
+    rows = torch.arange(len(drawn), device=device)
+    going_on = torch.ones_like(rows, dtype=torch.bool)
+    for step in range(limit):
         token = draw_tokens(logits, uniforms[rows, step])
         token = torch.where(going_on, token, eos_token_id)
         drawn[rows, step] = token
         going_on &= token != eos_token_id
         left = int(going_on.sum())
-        if left == 0:
+        if left == 0 or step == limit - 1:
             break
         tokens, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -169,4 +214,5 @@ def _sample_batch(
             places = going_on.nonzero().squeeze(1)
             cache.batch_select_indices(places)
             rows, tokens, positions, mask, going_on = (x[places] for x in (rows, tokens, positions, mask, going_on))
-    return drawn
+        logits = next_logits()
+    return drawn.unflatten(0, (len(prompts), num_samples))

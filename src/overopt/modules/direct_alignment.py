@@ -13,7 +13,6 @@ from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
 from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
-from overopt.data.packing import merge_equal_prompts
 from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
 from overopt.data.schema import PreferenceBatch
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
@@ -23,6 +22,7 @@ from overopt.models.policy import Policy, load_policy, weights_hash
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
 from overopt.objectives.preference import LABEL_SMOOTHINGS, preference_logit, preference_loss
+from overopt.packed_tokens import PackedTokens
 
 
 class PairScores(NamedTuple):
@@ -198,14 +198,11 @@ class DirectAlignmentModule(StepModule):
 def response_totals(policy: Policy, pairs: PreferenceSet) -> Float[np.ndarray, "pair 2"]:
     """Log-probabilities of chosen and rejected responses under a policy [nats], summed over tokens, float32."""
     device = next(policy.parameters()).device
-    groups, numbers = merge_equal_prompts([row.group for row in pairs.tokenized], pairs.packing.max_tokens)
-    totals: list[np.ndarray] = [np.empty(0)] * len(groups)
-    for places, tokens in pairs.packing.batches(groups, pairs.padding):
-        sums = tokens.sums(policy(move_data_to_device(tokens, device))).cpu()
-        for place, of_group in zip(places, sums.split([len(groups[i].responses) for i in places]), strict=True):
-            totals[place] = of_group.numpy()
-    of_pairs: np.ndarray = np.concatenate(totals)[np.array(numbers)]
-    return of_pairs.astype(np.float32)
+
+    def totals(tokens: PackedTokens) -> Float[Tensor, " response"]:
+        return tokens.sums(policy(move_data_to_device(tokens, device)))
+
+    return np.stack(pairs.packing.scores([row.group for row in pairs.tokenized], totals, pairs.padding))
 
 
 def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule, *, precision: str = "32-true") -> None:

@@ -4,16 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from lightning.fabric.utilities import move_data_to_device
 from scipy.special import expit
+from torch import Tensor
 
 from overopt.data.packing import Packing
 from overopt.data.prompt_format import encode_prompts
 from overopt.data.tokenization import encode_responses, padding_id
 from overopt.evaluation.records import Comparison, Verdict
 from overopt.models.reward_model import RewardModel
-from overopt.packed_tokens import PromptGroup
+from overopt.packed_tokens import PackedTokens, PromptGroup
 
 
 class GoldRewardJudge:
@@ -69,7 +70,10 @@ class GoldRewardJudge:
             PromptGroup(np.asarray(prompt, np.int32), (np.asarray(response.token_ids, np.int32),))
             for prompt, response in zip(encoded_prompts, encoded_responses, strict=True)
         ]
-        rewards = np.empty(len(groups), dtype=np.float64)
-        for places, tokens in self._packing.batches(groups, padding_id(tokenizer)):
-            rewards[places] = self._reward_model(move_data_to_device(tokens, device)).double().cpu().numpy()
-        return rewards / self._temperature
+
+        def reward(tokens: PackedTokens) -> Float[Tensor, " response"]:
+            of_responses: Tensor = self._reward_model(move_data_to_device(tokens, device)).double()
+            return of_responses
+
+        rewards = self._packing.scores(groups, reward, padding_id(tokenizer))
+        return np.array([of_response for (of_response,) in rewards], dtype=np.float64) / self._temperature
