@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 from tables import machine, write_table
 from training_runs import Result, Training, train
 from workload import SHAPES, Lengths, random_model
@@ -104,9 +105,12 @@ def draw(results: list[tuple[Point, Result, float]], path: Path) -> None:
         speed.plot(values, [1 / result.seconds_a_pair for _, result, _ in there], "o-", color="black")
         memory.plot(values, [result.peak_gb for _, result, _ in there], "o-", color="black", label="peak")
         memory.plot(values, [besides for *_, besides in there], "s--", color="tab:blue", label="besides the model's")
-        speed.set_yscale("log")
-        memory.set_ylim(bottom=0)
         memory.set_xlabel(axis)
+    grid[0, 0].set_yscale("log")
+    grid[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    grid[0, 0].yaxis.set_major_formatter("{x:g}")
+    grid[0, 0].yaxis.set_minor_locator(NullLocator())
+    grid[1, 0].set_ylim(bottom=0)  # once all is there: the row shares its limits
     grid[0, 0].set_ylabel("pairs / s")
     grid[1, 0].set_ylabel("memory [GB]")
     grid[1, 0].legend(frameon=False)
