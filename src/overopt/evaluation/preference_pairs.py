@@ -122,8 +122,9 @@ def label_by_gold(pairs: Sequence[SampledPair], judge: GoldRewardJudge, *, seed:
     """
     usable, left_out = _usable((pair, pair.id, pair.first, pair.second) for pair in pairs)
     prompts = [pair.prompt for pair, _, _, _ in usable]
-    responses = [[row[side] for row in usable] for side in (2, 3)]
-    first, second = np.split(judge.rewards(2 * prompts, responses[0] + responses[1]), 2)
+    # In one call: a prompt goes through the model once, with both responses.
+    responses = [response for _, _, response, _ in usable] + [response for _, _, _, response in usable]
+    first, second = np.split(judge.rewards(2 * prompts, responses), 2)
     first_wins = np.random.default_rng(seed).random(len(usable)) < expit(first - second)
     rows = []
     for (pair, row_id, a, b), wins, reward_a, reward_b in zip(usable, first_wins, first, second, strict=True):

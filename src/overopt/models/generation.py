@@ -215,4 +215,4 @@ def _sample_batch(
             cache.batch_select_indices(places)
             rows, tokens, positions, mask, going_on = (x[places] for x in (rows, tokens, positions, mask, going_on))
         logits = next_logits()
-    return drawn.unflatten(0, (len(prompts), num_samples))
+    return drawn.view(len(prompts), num_samples, limit)
