@@ -5,11 +5,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
+from overopt.checkpoints.format import read_checkpoint
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.step import StepModule
@@ -49,16 +51,57 @@ def _no_advertisement(record: logging.LogRecord) -> bool:
 class FullyShardedStrategy(ModelParallelStrategy):
     """``--trainer.strategy fsdp``: FSDP2 on GPUs and CPUs, all processes data-parallel, single-file checkpoints.
 
+    With ``fsdp_cpu_offload``, shards stay in the host's memory.
+
     Lightning's own default would make the processes of a node tensor-parallel, hence not data-parallel at all.
+
+    Args:
+        cpu_offload: keep weights, gradients and optimiser states in the host's memory, and update them there:
+            slower, for models that do not fit otherwise.
     """
 
-    def __init__(self) -> None:
-        super().__init__(data_parallel_size="auto", tensor_parallel_size=1, save_distributed_checkpoint=False)
+    def __init__(self, cpu_offload: bool = False) -> None:
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            # Norms of gradients that lie in the host's memory are summed there.
+            process_group_backend="cpu:gloo,cuda:nccl" if cpu_offload and torch.cuda.is_available() else None,
+        )
+        self.cpu_offload = cpu_offload
 
     def setup_environment(self) -> None:
         """Settle the number of processes, which is known only now."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def model_to_device(self) -> None:
+        """Move what sharding has left on the host; where weights are offloaded, they stay there."""
+        if not self.cpu_offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        for child in self.model.children():
+            if next(child.parameters(), None) is None:  # metrics; sharding has placed models
+                child.to(self.root_device)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load weights and optimiser states; nothing in the file is executed.
+
+        Raises:
+            ValueError: there is no such file, or it is no readable checkpoint of this project.
+        """
+        problem = None
+        if self.global_rank == 0:  # whose weights the others get
+            try:
+                read_checkpoint(Path(checkpoint_path))
+            except ValueError as error:
+                problem = str(error)
+        # All raise, or some would wait for the others for ever.
+        if problem := self.broadcast(problem):
+            raise ValueError(problem)
+        loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=True)
+        return loaded
 
 
 class StageProgress(RichProgressBar):

@@ -127,9 +127,9 @@ def test_loaders_see_each_example_once(make_data):
     assert sum(batch.num_responses for step in steps for batch in step.micro_batches) == len(data.train_set)
     held_out = data.val_dataloader()
     assert len(held_out) > 1
-    assert sum(batch.num_responses for batch in held_out) == len(data.evaluation_set)
+    assert sum(batch.examples.num_responses for batch in held_out) == len(data.evaluation_set)
     for places, batch in zip(held_out.batches, held_out, strict=True):
-        assert torch.equal(batch.targets, data.evaluation_set.collate(places).targets)
+        assert torch.equal(batch.examples.targets, data.evaluation_set.collate(places).targets)
 
 
 def test_packing_and_shared_prompts_are_options(make_data):

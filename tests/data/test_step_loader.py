@@ -143,14 +143,16 @@ def test_what_cannot_be_loaded_is_refused(arguments, message):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("num_examples", [0, 1, 10])
-def test_evaluation_counts_each_example_once_over_all_ranks(num_examples, world_size):
+def test_evaluation_counts_each_example_once_in_as_many_batches_on_every_rank(num_examples, world_size):
     lengths, packing = lengths_of(num_examples), Packing(max_tokens=60)
     ranks = [
         EvaluationLoader(lengths, collate, packing=packing, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    batches = [[examples_of(batch) for batch in rank] for rank in ranks]
-    assert batches == [rank.batches for rank in ranks]
-    assert [len(rank) for rank in ranks] == [len(of_rank) for of_rank in batches]
-    assert sorted(e for of_rank in batches for batch in of_rank for e in batch) == list(range(num_examples))
-    assert all(sum(lengths[e] for e in batch) <= 60 for of_rank in batches for batch in of_rank)
+    batches = [list(rank) for rank in ranks]
+    assert {len(of_rank) for of_rank in batches} == {len(rank) for rank in ranks}
+    assert len({len(rank) for rank in ranks}) == 1
+    counted = [[examples_of(batch.examples) for batch in of_rank if batch.counts] for of_rank in batches]
+    assert counted == [rank.batches for rank in ranks]
+    assert sorted(e for of_rank in counted for batch in of_rank for e in batch) == list(range(num_examples))
+    assert all(sum(lengths[e] for e in examples_of(b.examples)) <= 60 for of_rank in batches for b in of_rank)

@@ -198,6 +198,7 @@ class PreferenceDataModule(LightningDataModule):
             self._training, self._held_out = self._split(examples)
             self._read = read
         if stage == "fit":
+            self._train_loader = self._resume_from = None  # of an earlier training
             _ = self.train_set, self.evaluation_set
 
     @cached_property
@@ -286,9 +287,16 @@ class PreferenceDataModule(LightningDataModule):
         return {} if self._train_loader is None else {"train_loader": self._train_loader.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a :meth:`state_dict` with the next training loader, where training is resumed."""
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self._resume_from = state_dict.get("train_loader")
+        """Go on from a :meth:`state_dict`, where training is resumed.
+
+        A sharding strategy restores late, when this training's loader is there; others before it is made.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING or "train_loader" not in state_dict:
+            return
+        if self._train_loader is None:
+            self._resume_from = state_dict["train_loader"]
+        else:
+            self._train_loader.load_state_dict(state_dict["train_loader"])
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

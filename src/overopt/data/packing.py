@@ -4,13 +4,33 @@ import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from overopt.data.tokenization import TokenizedDemonstration, TokenizedPreference
 from overopt.packed_tokens import PackedTokens, PromptGroup, pack
+
+
+def _alone(values: Tensor) -> Tensor:
+    return values
+
+
+class Ranks(NamedTuple):
+    """Processes that share work; a process alone by default.
+
+    Attributes:
+        rank: this process.
+        world_size: all processes.
+        total: the sum over processes of a CPU tensor that each has, on the CPU; called by all.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    total: Callable[[Tensor], Tensor] = _alone
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,7 @@ class Packing:
         groups: Sequence[PromptGroup],
         score: Callable[[PackedTokens], Float[Tensor, " response"]],
         padding_id: int = 0,
+        ranks: Ranks = Ranks(),
     ) -> list[Float[np.ndarray, " response"]]:
         """A number for each response of each group; an equal prompt, or response to it, goes through once.
 
@@ -88,17 +109,42 @@ class Packing:
             groups: prompts with responses.
             score: what the model says of packed groups, one number a response.
             padding_id: written into padding.
+            ranks: processes that share the work, each with all groups; every one gets all numbers.
         """
         if not groups:
             return []
         merged, numbers = merge_equal_prompts(groups, self.max_tokens)
-        of_merged: list[np.ndarray] = [np.empty(0)] * len(merged)
-        for places, tokens in self.batches(merged, padding_id):
-            scores = score(tokens).cpu().split([len(merged[place].responses) for place in places])
-            for place, of_group in zip(places, scores, strict=True):
-                of_merged[place] = of_group.numpy()
-        of_responses = np.concatenate(of_merged)
+        lengths = [self.num_tokens(group) for group in merged]
+        mine, fillers = self.rank_shares(range(len(merged)), lengths, ranks.rank, ranks.world_size)
+        # Zeros, but where this process has scored: the sum over processes is everybody's.
+        of_merged = [torch.zeros(len(group.responses)) for group in merged]
+        for share in mine:
+            scores = score(self.pack([merged[place] for place in share], padding_id)).cpu()
+            for place, of_group in zip(share, scores.split([len(of_merged[place]) for place in share]), strict=True):
+                of_merged[place] = of_group
+        for share in fillers:
+            score(self.pack([merged[place] for place in share], padding_id))
+        of_responses = ranks.total(torch.cat(of_merged)).numpy()
         return [of_responses[of_group] for of_group in numbers]
+
+    def rank_shares(
+        self, examples: Sequence[int], lengths: Sequence[int], rank: int, world_size: int
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """One rank's share of the examples, parted into forward passes, and fillers that count nothing.
+
+        With its fillers every rank makes as many passes: a sharded model's forward needs all ranks, and one that had
+        no pass left would keep the others waiting for ever.
+
+        Args:
+            examples: places of the examples that all ranks share.
+            lengths: of all examples, by place [tokens].
+            rank: this process.
+            world_size: all processes.
+        """
+        of_ranks = [self.shares(dealt, lengths) for dealt in deal(examples, lengths, world_size)]
+        missing = max(map(len, of_ranks)) - len(of_ranks[rank])
+        shortest = [min(examples, key=lambda example: lengths[example])] if missing else []
+        return of_ranks[rank], [shortest] * missing
 
     def shares(self, examples: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
         """Examples, long ones first, parted into forward passes.

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from overopt.checkpoints.whole_file import whole_file
+from overopt.data.packing import Ranks
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,10 @@ class ReferenceKey:
 
 
 def cached_reference_log_probs(
-    folder: Path, key: ReferenceKey, compute: Callable[[], Float[np.ndarray, "pair 2"]]
+    folder: Path,
+    key: ReferenceKey,
+    compute: Callable[[], Float[np.ndarray, "pair 2"]],
+    ranks: Ranks = Ranks(),
 ) -> Float[np.ndarray, "pair 2"]:
     """Log pi_ref of chosen and rejected responses [nats], from the cache or else computed and kept.
 
@@ -43,10 +48,13 @@ def cached_reference_log_probs(
     Args:
         folder: where entries live; made when missing.
         key: what the values depend on.
-        compute: makes the values, float32.
+        compute: makes the values, float32; called by all processes or by none.
+        ranks: processes that ask for the same entry at the same time.
     """
     path = folder / f"{key.name}.npy"
-    if path.is_file():
+    # Where processes do not share a disk, some may know it and others not.
+    known_to = ranks.total(torch.tensor(float(path.is_file())))
+    if int(known_to) == ranks.world_size:
         values: np.ndarray = np.load(path, allow_pickle=False)
         return values
     values = compute().astype(np.float32)

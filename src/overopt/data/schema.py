@@ -83,3 +83,15 @@ class StepBatch(NamedTuple):
     micro_batches: tuple[PackedTokens | PreferenceBatch, ...]
     scales: tuple[float, ...]
     num_examples: int
+
+
+class EvaluationBatch(NamedTuple):
+    """Held-out examples that go through the model together.
+
+    Attributes:
+        examples: demonstrations, or labelled pairs.
+        counts: false for a filler, which keeps ranks in step and is seen by another rank, or in another batch.
+    """
+
+    examples: PackedTokens | PreferenceBatch
+    counts: bool

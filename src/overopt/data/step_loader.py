@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from overopt.data.packing import Packing, deal
-from overopt.data.schema import PreferenceBatch, StepBatch
+from overopt.data.packing import Packing
+from overopt.data.schema import EvaluationBatch, PreferenceBatch, StepBatch
 from overopt.packed_tokens import PackedTokens
 
 
@@ -74,16 +74,10 @@ class StepLoader:
             yield self._step(order[first : first + self.batch_size].tolist())
 
     def _step(self, examples: list[int]) -> StepBatch:
-        of_ranks = [
-            self._packing.shares(rank, self._lengths) for rank in deal(examples, self._lengths, self._world_size)
-        ]
-        mine = of_ranks[self._rank]
-        # A rank with fewer micro-batches goes along with the shortest example, which then counts nothing.
-        fillers = max(map(len, of_ranks)) - len(mine)
-        filler = min(examples, key=lambda example: self._lengths[example])
+        mine, fillers = self._packing.rank_shares(examples, self._lengths, self._rank, self._world_size)
         return StepBatch(
-            tuple(self._collate(share) for share in [*mine, *[[filler]] * fillers]),
-            (1.0,) * len(mine) + (0.0,) * fillers,
+            tuple(self._collate(share) for share in [*mine, *fillers]),
+            (1.0,) * len(mine) + (0.0,) * len(fillers),
             len(examples),
         )
 
@@ -106,10 +100,10 @@ class StepLoader:
 
 
 class EvaluationLoader:
-    """Yields batches of examples, each example on exactly one rank.
+    """Yields batches of examples, each example on exactly one rank, and on every rank as many batches.
 
     Attributes:
-        batches: the examples of each batch of this rank.
+        batches: the examples of each batch of this rank; a filler, which counts nothing, is none of them.
     """
 
     def __init__(
@@ -121,12 +115,15 @@ class EvaluationLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.batches = packing.shares(range(rank, len(lengths), world_size), lengths)
+        self.batches, self._fillers = packing.rank_shares(range(len(lengths)), lengths, rank, world_size)
         self._collate = collate
 
     def __len__(self) -> int:
-        """Batches on this rank."""
-        return len(self.batches)
+        """Batches on this rank, the fillers among them."""
+        return len(self.batches) + len(self._fillers)
 
-    def __iter__(self) -> Iterator[PackedTokens | PreferenceBatch]:
-        return map(self._collate, self.batches)
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        for examples in self.batches:
+            yield EvaluationBatch(self._collate(examples), counts=True)
+        for filler in self._fillers:
+            yield EvaluationBatch(self._collate(filler), counts=False)

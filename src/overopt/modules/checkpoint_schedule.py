@@ -69,6 +69,8 @@ class CheckpointSchedule(Checkpoint):
             print(f"{len(checkpoint_paths(self.folder))} checkpoints in {self.folder}")
 
     def _save(self, trainer: Trainer, pl_module: StepModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a trial leaves nothing behind, least of all a checkpoint that looks like the real run's
         path = self.folder / f"examples-{pl_module.examples_seen:08d}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:

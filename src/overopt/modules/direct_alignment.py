@@ -13,12 +13,14 @@ from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
 from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
+from overopt.data.packing import Ranks
 from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
-from overopt.data.schema import PreferenceBatch
+from overopt.data.schema import EvaluationBatch, PreferenceBatch
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
 from overopt.models.compute import ComputeSettings
 from overopt.models.policy import Policy, load_policy, weights_hash
+from overopt.models.sharding import reshard
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
 from overopt.objectives.preference import LABEL_SMOOTHINGS, preference_logit, preference_loss
@@ -122,9 +124,15 @@ class DirectAlignmentModule(StepModule):
         if hasattr(self, "policy"):
             return
         self.policy = load_policy(self.reference, self.compute)
+        weights = weights_hash(self.policy)
+        if not self.shard(self.policy):
+            self.policy.to(self.device)
+        # Scored by what trains: sharded over all processes, in the precision and on the code path of training.
         with self.trainer.precision_plugin.forward_context():
-            attach_reference_log_probs(self.policy.to(self.device), self.data, precision=str(self.trainer.precision))
-        self.shard(self.policy)
+            attach_reference_log_probs(
+                self.policy, self.data, weights=weights, precision=str(self.trainer.precision), ranks=self.ranks()
+            )
+        reshard(self.policy)
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed objective, and what tells a healthy run from a broken one."""
@@ -137,11 +145,11 @@ class DirectAlignmentModule(StepModule):
             "rejected_log_ratio": scores.rejected_log_ratios.sum(),
         }
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Loss, implicit-reward accuracy and forward KL on held-out pairs."""
         self._score(batch)
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """As in validation."""
         self._score(batch)
 
@@ -153,9 +161,11 @@ class DirectAlignmentModule(StepModule):
         """As in validation."""
         self._log_scores("test")
 
-    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Implicit rewards, beta * log_ratio, of both responses of each held-out pair."""
-        scores, beta = score_pairs(self.policy, batch), self.alignment.beta
+        scores, beta = self._scores(batch), self.alignment.beta
+        if not batch.counts:
+            return []
         return [
             {"chosen_implicit_reward": beta * c, "rejected_implicit_reward": beta * r}
             for c, r in zip(scores.chosen_log_ratios.tolist(), scores.rejected_log_ratios.tolist(), strict=True)
@@ -173,8 +183,14 @@ class DirectAlignmentModule(StepModule):
         """What tells this run from others."""
         return {**asdict(self.alignment), "reference": self.reference}
 
-    def _score(self, batch: PreferenceBatch) -> None:
-        scores = score_pairs(self.policy, batch)
+    def _scores(self, batch: EvaluationBatch) -> PairScores:
+        assert isinstance(batch.examples, PreferenceBatch)
+        return score_pairs(self.policy, batch.examples)
+
+    def _score(self, batch: EvaluationBatch) -> None:
+        scores = self._scores(batch)
+        if not batch.counts:
+            return
         self.pair_loss.update(self.alignment.pair_losses(scores))
         self.accuracy.update(scores.chosen_log_ratios, scores.rejected_log_ratios)
         self.forward_kl.update(scores.chosen_log_ratios)
@@ -194,33 +210,42 @@ class DirectAlignmentModule(StepModule):
             metric.reset()
 
 
-@torch.inference_mode()
-def response_totals(policy: Policy, pairs: PreferenceSet) -> Float[np.ndarray, "pair 2"]:
+@torch.no_grad()  # inference mode would mark the weights that sharding gathers as unfit for training
+def response_totals(policy: Policy, pairs: PreferenceSet, ranks: Ranks = Ranks()) -> Float[np.ndarray, "pair 2"]:
     """Log-probabilities of chosen and rejected responses under a policy [nats], summed over tokens, float32."""
-    device = next(policy.parameters()).device
+    device = policy.causal_lm.device
 
     def totals(tokens: PackedTokens) -> Float[Tensor, " response"]:
         return tokens.sums(policy(move_data_to_device(tokens, device)))
 
-    return np.stack(pairs.packing.scores([row.group for row in pairs.tokenized], totals, pairs.padding))
+    return np.stack(pairs.packing.scores([row.group for row in pairs.tokenized], totals, pairs.padding, ranks))
 
 
-def attach_reference_log_probs(reference: Policy, data: PreferenceDataModule, *, precision: str = "32-true") -> None:
+def attach_reference_log_probs(
+    reference: Policy,
+    data: PreferenceDataModule,
+    *,
+    weights: str | None = None,
+    precision: str = "32-true",
+    ranks: Ranks = Ranks(),
+) -> None:
     """Give the DataModule's pairs their reference log-probabilities, from its cache where they are known.
 
     Args:
         reference: the reference policy; only read.
         data: holds preferences and has been set up.
+        weights: the reference's hash, where it has been sharded since.
         precision: Lightning's name of the precision that the caller runs this in, a part of the cache's key.
+        ranks: processes that share the work.
 
     Raises:
         ValueError: the data holds demonstrations.
     """
-    weights = weights_hash(reference)
+    weights = weights or weights_hash(reference)
     for pairs in (data.train_set, data.evaluation_set):
         if not isinstance(pairs, PreferenceSet):
             raise ValueError("a reference scores labelled pairs, this data holds demonstrations: examples=preferences")
         if len(pairs):
             key = ReferenceKey(weights=weights, tokens=pairs.tokens_hash, precision=precision)
-            compute = partial(response_totals, reference, pairs)
-            pairs.reference_log_probs = cached_reference_log_probs(data.reference_cache_dir, key, compute)
+            compute = partial(response_totals, reference, pairs, ranks)
+            pairs.reference_log_probs = cached_reference_log_probs(data.reference_cache_dir, key, compute, ranks)

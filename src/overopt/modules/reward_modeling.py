@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
-from overopt.data.schema import PreferenceBatch
+from overopt.data.schema import EvaluationBatch, PreferenceBatch
 from overopt.models.compute import ComputeSettings
 from overopt.models.policy import load_policy
 from overopt.models.reward_model import reward_model_from_policy
@@ -52,17 +52,20 @@ class RewardModule(StepModule):
         loss, correct = self._score_pairs(micro_batch)
         return loss.sum(), {"accuracy": correct.sum()}
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Loss and accuracy on held-out pairs."""
         self._score(batch, "val")
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """As in validation."""
         self._score(batch, "test")
 
-    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Rewards of both responses of each held-out pair."""
-        chosen, rejected = self._rewards(batch)
+        assert isinstance(batch.examples, PreferenceBatch)
+        chosen, rejected = self._rewards(batch.examples)
+        if not batch.counts:
+            return []
         return [
             {"chosen_reward": c, "rejected_reward": r} for c, r in zip(chosen.tolist(), rejected.tolist(), strict=True)
         ]
@@ -83,10 +86,12 @@ class RewardModule(StepModule):
         chosen, rejected = self._rewards(batch)
         return bradley_terry_loss(chosen, rejected), (chosen > rejected).float()
 
-    def _score(self, batch: PreferenceBatch, split: str) -> None:
-        loss, correct = self._score_pairs(batch)
-        self.pair_loss.update(loss)
-        self.accuracy.update(correct)
+    def _score(self, batch: EvaluationBatch, split: str) -> None:
+        assert isinstance(batch.examples, PreferenceBatch)
+        loss, correct = self._score_pairs(batch.examples)
+        if batch.counts:
+            self.pair_loss.update(loss)
+            self.accuracy.update(correct)
         self.log_dict(
             {f"{split}/loss": self.pair_loss, f"{split}/accuracy": self.accuracy},
             on_epoch=True,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
+from overopt.data.schema import EvaluationBatch
 from overopt.models.compute import ComputeSettings
 from overopt.models.policy import PythiaArchitecture, load_policy, new_policy
 from overopt.modules.optimizers import OptimizerSettings
@@ -58,16 +59,26 @@ class SFTModule(StepModule):
 
     def loss_sum(self, micro_batch: PackedTokens) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed negative log-likelihood [nats]."""
-        nll, tokens = self._likelihood(micro_batch)
+        nll, tokens = self._nll(micro_batch)
         return nll.sum(), {"response_tokens": tokens.float().sum()}
 
-    def validation_step(self, batch: PackedTokens, batch_idx: int) -> None:
+    def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """Nats per response token, every token counted once."""
         self._score(batch, "val")
 
-    def test_step(self, batch: PackedTokens, batch_idx: int) -> None:
+    def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """As in validation."""
         self._score(batch, "test")
+
+    def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Log-probability [nats] and length of each held-out response."""
+        nll, tokens = self._likelihood(batch)
+        if not batch.counts:
+            return []
+        return [
+            {"log_prob": -nats, "response_tokens": length}
+            for nats, length in zip(nll.tolist(), tokens.tolist(), strict=True)
+        ]
 
     def describe_model(self) -> ModelDescription:
         """Architecture and tokenizer of the policy."""
@@ -77,10 +88,15 @@ class SFTModule(StepModule):
         """What tells this run from others."""
         return {"objective": "nll", "policy": self.start, **asdict(self.architecture)}
 
-    def _likelihood(self, batch: PackedTokens) -> tuple[Tensor, Tensor]:
-        return response_negative_log_likelihood(self.policy(batch), batch.responses, batch.num_responses)
+    def _nll(self, tokens: PackedTokens) -> tuple[Tensor, Tensor]:
+        return response_negative_log_likelihood(self.policy(tokens), tokens.responses, tokens.num_responses)
 
-    def _score(self, batch: PackedTokens, split: str) -> None:
+    def _likelihood(self, batch: EvaluationBatch) -> tuple[Tensor, Tensor]:
+        assert isinstance(batch.examples, PackedTokens)
+        return self._nll(batch.examples)
+
+    def _score(self, batch: EvaluationBatch, split: str) -> None:
         nll, tokens = self._likelihood(batch)
-        self.nll_per_token.update(nll / tokens, weight=tokens)
+        if batch.counts:
+            self.nll_per_token.update(nll / tokens, weight=tokens)
         self.log(f"{split}/nll_per_token", self.nll_per_token, on_epoch=True, prog_bar=True)

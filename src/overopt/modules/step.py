@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -16,11 +17,15 @@ from overopt.checkpoints.format import (
     write_description,
 )
 from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.packing import Ranks
 from overopt.data.schema import StepBatch
 from overopt.data.tokenization import tokenizer_hash
 from overopt.models.heap import return_freed_memory
 from overopt.models.sharding import shard_layers
 from overopt.modules.optimizers import OptimizerSettings
+
+#: What sharded weights are computed with, where it is not their own precision, by Lightning's name of the precision.
+COMPUTE_DTYPES = {"bf16-mixed": torch.bfloat16}
 
 
 class StepModule(LightningModule):
@@ -77,10 +82,30 @@ class StepModule(LightningModule):
             "run_id": None if logger is None else str(logger.version),
         }
 
-    def shard(self, model: nn.Module) -> None:
-        """Shard a model that has just been made, where the strategy shards."""
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
-            shard_layers(model, self.trainer.strategy.device_mesh["data_parallel"])
+    def shard(self, model: nn.Module) -> bool:
+        """Shard a model that has just been made, where the strategy shards; whether it does."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, ModelParallelStrategy):
+            return False
+        shard_layers(
+            model,
+            strategy.device_mesh["data_parallel"],
+            compute_dtype=COMPUTE_DTYPES.get(str(self.trainer.precision)),
+            cpu_offload=getattr(strategy, "cpu_offload", False),
+        )
+        return True
+
+    def ranks(self) -> Ranks:
+        """The trainer's processes."""
+        strategy = self.trainer.strategy
+
+        def total(values: Tensor) -> Tensor:
+            # On the device: its backend may know no other tensors.
+            summed = strategy.reduce(values.to(strategy.root_device), reduce_op="sum")
+            assert isinstance(summed, Tensor)
+            return summed.cpu()
+
+        return Ranks(self.trainer.global_rank, self.trainer.world_size, total)
 
     # Gradients of early micro-batches are there before Lightning's own zero_grad would run.
     def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
