@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
+from overopt.checkpoints.locations import pretrained, told_of_what_is_out_of_reach
 from overopt.checkpoints.tokenizer import tokenizer_from_json, tokenizer_to_json
 
 #: Where the modules keep their parts in a Lightning checkpoint's state_dict.
@@ -135,20 +136,18 @@ def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a policy, without building its model.
 
     Args:
-        location: a checkpoint of this project, a Hugging Face folder, or a hub name.
+        location: as :func:`overopt.models.policy.load_policy` takes it.
 
     Raises:
-        ValueError: nothing there.
+        ValueError: nothing there, or out of reach.
     """
     path = Path(location)
-    if path.is_file():
+    if path.is_file() and path.suffix != ".gguf":
         return read_model_checkpoint(path).description.tokenizer()
-    nothing = f"no tokenizer at {location}: expected a .ckpt file or a folder with a tokenizer"
-    try:
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise ValueError(nothing) from error
+    name, gguf_file = pretrained(location)
+    with told_of_what_is_out_of_reach("tokenizer", location):
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
     # Where the files of one are missing, transformers makes an empty one of the model's kind.
     if not tokenizer("text", add_special_tokens=False).input_ids:
-        raise ValueError(nothing)
+        raise ValueError(f"no tokenizer at {location}: the folder lacks tokenizer.json")
     return tokenizer

