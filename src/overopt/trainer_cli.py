@@ -1,6 +1,7 @@
 """Lightning's own command line on this project's modules: fit, validate, test, predict."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from overopt.modules.step import StepModule
 from overopt.tracking.logger import MLflowTracker, RunRecord
 from overopt.trainers import FullyShardedStrategy, quiet_lightning
 
+#: Lightning's own names; there they stand for FSDP1, which refuses CPUs and gradient clipping.
+SHARDED: dict[str, Callable[[], FullyShardedStrategy]] = {
+    "fsdp": FullyShardedStrategy,
+    "fsdp_cpu_offload": partial(FullyShardedStrategy, cpu_offload=True),
+}
+
 
 class OveroptCLI(LightningCLI):
     """LightningCLI with defaults that train the embedded SFT policy, and data options that follow the model."""
@@ -26,6 +33,12 @@ class OveroptCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Defaults, the checkpoint schedule, and one seed for all."""
         parser.add_lightning_class_args(CheckpointSchedule, "checkpoints")
+        parser.add_argument(
+            "--overlays",
+            type=list[str],
+            default=[],
+            help="in a configuration file: those it builds on, relative to itself; later ones win, it wins over all",
+        )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.set_defaults(
             {
@@ -52,8 +65,8 @@ class OveroptCLI(LightningCLI):
         plugins = self.config_init[self.subcommand].trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         strategy = self.config_init[self.subcommand].trainer.strategy
-        # Lightning's own "fsdp" is FSDP1, which refuses CPUs and gradient clipping.
-        strategy = FullyShardedStrategy() if strategy == "fsdp" else strategy
+        if isinstance(strategy, str) and strategy in SHARDED:
+            strategy = SHARDED[strategy]()
         return super().instantiate_trainer(
             plugins=[*plugins, AtomicCheckpointIO()], strategy=strategy, use_distributed_sampler=False, **kwargs
         )
@@ -65,7 +78,9 @@ class TrackedConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write config.yaml, from which ``--config`` repeats the run."""
         if isinstance(trainer.logger, MLFlowLogger):
-            text = self.parser.dump(self.config)
+            config = self.config.clone()
+            config.pop("overlays")  # they are in it, and paths relative to a file would lead nowhere
+            text = self.parser.dump(config)
             trainer.logger.experiment.log_text(trainer.logger.run_id, text, "config.yaml")
 
 
@@ -84,7 +99,7 @@ def run(arguments: Sequence[str]) -> None:
         parser_kwargs={**strict, **{name: {"exit_on_error": False} for name in LightningCLI.subcommands()}},
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=_with_model(arguments),
+        args=_with_model(_with_overlays(arguments)),
     )
 
 
@@ -95,22 +110,58 @@ def _with_model(arguments: Sequence[str]) -> list[str]:
     that go by the same name, such as the optimiser.
     """
     arguments = list(arguments)
-    configs = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
-    configs += [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+    configs = [Path(following) for option, following in pairwise(arguments) if option == "--config"]
     named = any(argument.partition("=")[0] == "--model" for argument in arguments)
-    if named or not arguments or any(_names_model(Path(config)) for config in configs):
+    if named or not arguments or any(_names_model(_content(config)) for config in configs):
         return arguments
     return [arguments[0], f"--model={SFTModule.__module__}.{SFTModule.__qualname__}", *arguments[1:]]
 
 
-def _names_model(config: Path) -> bool:
-    if not config.is_file():
-        return False  # the parser's own message says so
+def _with_overlays(arguments: Sequence[str]) -> list[str]:
+    """The arguments, each ``--config FILE`` preceded by the files that it names as its overlays.
+
+    Raises:
+        ValueError: an overlay is not there, or builds on itself.
+    """
+    expanded: list[str] = []
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option != "--config":
+            expanded.append(option + equals + value)
+        elif equals or rest:
+            layers = _layers(Path(value if equals else rest.pop(0)), ())
+            expanded += [part for layer in layers for part in ("--config", str(layer))]
+        else:
+            expanded.append(option)  # the parser's own message says that a value is missing
+    return expanded
+
+
+def _layers(config: Path, above: tuple[Path, ...]) -> list[Path]:
+    """A configuration file after all that it builds on."""
+    if config.resolve() in above:
+        raise ValueError(f"{config} builds on itself through its overlays: {' > '.join(map(str, above))}")
+    layers: list[Path] = []
+    overlays = _content(config).get("overlays") or []
+    for overlay in overlays if isinstance(overlays, list) else [overlays]:
+        path = config.parent / str(overlay)
+        if not path.is_file():
+            raise ValueError(f"{config} builds on {overlay}, but there is no file {path}")
+        layers += _layers(path, (*above, config.resolve()))
+    return [*layers, config]
+
+
+def _content(config: Path) -> dict[str, Any]:
+    """What a configuration file says; nothing where it can't be read, which the parser's own message tells."""
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False
-    model = content.get("model") if isinstance(content, dict) else None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _names_model(content: dict[str, Any]) -> bool:
+    model = content.get("model")
     return isinstance(model, str) or (isinstance(model, dict) and "class_path" in model)
 
 
