@@ -109,7 +109,9 @@ def test_json_and_table_say_the_same(make_data):
         f"{part} {kind}" for part in ("train", "gold", "evaluation") for kind in ("demonstrations", "preferences")
     ]
     assert read["rows"] == 2 * NUM_POSTS
-    assert read["published_splits"] == {"(none)": 2 * NUM_POSTS}
+    assert read["published_splits"] == {
+        "(none)": {"posts": NUM_POSTS, "demonstrations": NUM_POSTS, "preferences": NUM_POSTS}
+    }
     assert list(read["tokens"]["train preferences"]["lengths"]["chosen"]) == list(QUANTILES)
     text = as_text(report)
     for value in (read["origin"], read["split"], f"{read['labels']['longer_chosen_share']:.1%}"):
@@ -122,5 +124,8 @@ def test_people_chose_the_longer_of_two_real_summaries_in_about_two_thirds(tmp_p
     report = report_of_all_parts(data)
     assert (report.rows, report.left_out, report.labels.labels) == (438, {}, 438)
     assert report.labels.longer_chosen_share == pytest.approx(0.65, abs=2 * report.labels.longer_chosen_se)
-    assert report.published_splits.keys() == {"valid1", "valid2"}
+    assert {split: size.preferences for split, size in report.published_splits.items()} == {
+        "valid1": 108,
+        "valid2": 330,
+    }
     assert sum(size.posts for size in report.parts.values()) == 356

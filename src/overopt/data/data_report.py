@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,17 +11,18 @@ import numpy as np
 
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import DemonstrationSet, PreferenceDataModule, PreferenceSet
-from overopt.data.schema import PreferenceExample
+from overopt.data.schema import Demonstration, PreferenceExample
+from overopt.data.sources.base import SourceRead
 from overopt.data.splits import PARTS
 
-# Shown with their number of examples where an example names no published split.
+# Stands for the published split of examples that name none.
 NO_SPLIT = "(none)"
 QUANTILES = {"min": 0.0, "p05": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 
 
 @dataclass(frozen=True)
 class PartSize:
-    """How much of the data a part holds; a post has any number of examples."""
+    """How much of the data a part or a published split holds; a post has any number of examples."""
 
     posts: int
     demonstrations: int
@@ -80,7 +81,7 @@ class DataReport:
         rows: rows read, those left out included.
         left_out: what was not taken, by reason.
         irregular: rows taken although something about them is unusual.
-        published_splits: examples by the split they were published in.
+        published_splits: what each split holds that the data was published in.
         split: how posts were split here.
         parts: what each part holds, whatever is trained on.
         labels: of the source's pairs; ``None`` where it has none.
@@ -94,7 +95,7 @@ class DataReport:
     rows: int
     left_out: dict[str, int]
     irregular: dict[str, int]
-    published_splits: dict[str, int]
+    published_splits: dict[str, PartSize]
     split: str
     parts: dict[str, PartSize]
     labels: LabelReport | None
@@ -117,7 +118,7 @@ def data_report(data: PreferenceDataModule, sets: Mapping[str, DemonstrationSet 
         rows=read.rows,
         left_out=dict(read.left_out.most_common()),
         irregular=dict(read.irregular.most_common()),
-        published_splits=dict(sorted(Counter(example.split or NO_SPLIT for example in read.examples).items())),
+        published_splits=_published(read),
         split=data.split_statement,
         parts=_parts(data),
         labels=label_report(read.preferences) if read.preferences else None,
@@ -192,12 +193,27 @@ def print_data_report(data: PreferenceDataModule, out: Path | None) -> None:
 
 def _parts(data: PreferenceDataModule) -> dict[str, PartSize]:
     read = data.read
-    sizes: dict[str, PartSize] = {}
-    for part in PARTS:
-        demonstrations, preferences = data.part_of(read.demonstrations, part), data.part_of(read.preferences, part)
-        posts = {example.post_id for example in demonstrations} | {example.post_id for example in preferences}
-        sizes[part] = PartSize(len(posts), len(demonstrations), len(preferences))
-    return sizes
+    return {
+        part: _size(data.part_of(read.demonstrations, part), data.part_of(read.preferences, part)) for part in PARTS
+    }
+
+
+def _published(read: SourceRead) -> dict[str, PartSize]:
+    demonstrations: defaultdict[str, list[Demonstration]] = defaultdict(list)
+    preferences: defaultdict[str, list[PreferenceExample]] = defaultdict(list)
+    for demonstration in read.demonstrations:
+        demonstrations[demonstration.split or NO_SPLIT].append(demonstration)
+    for pair in read.preferences:
+        preferences[pair.split or NO_SPLIT].append(pair)
+    return {
+        split: _size(demonstrations[split], preferences[split])
+        for split in sorted(demonstrations.keys() | preferences.keys())
+    }
+
+
+def _size(demonstrations: Sequence[Demonstration], preferences: Sequence[PreferenceExample]) -> PartSize:
+    posts = {example.post_id for example in demonstrations} | {example.post_id for example in preferences}
+    return PartSize(len(posts), len(demonstrations), len(preferences))
 
 
 def _quantiles(lengths: Sequence[int]) -> dict[str, float]:
@@ -210,22 +226,21 @@ def _lines(report: DataReport) -> Iterator[str]:
     for title, counts in (("left out", report.left_out), ("irregular", report.irregular)):
         yield f"{title:<14}{'nothing' if not counts else ''}".rstrip()
         yield from (f"  {count:>10,}  {reason}" for reason, count in counts.items())
-    published = ", ".join(f"{split} {count:,}" for split, count in report.published_splits.items())
-    yield f"{'published in':<14}{published} examples"
     yield f"{'split':<14}{report.split}"
-    yield ""
-    yield f"{'part':<14}{'posts':>10}{'demonstrations':>16}{'preferences':>13}"
-    for part, size in report.parts.items():
-        yield f"{part:<14}{size.posts:>10,}{size.demonstrations:>16,}{size.preferences:>13,}"
+    for title, sizes in (("published in", report.published_splits), ("part", report.parts)):
+        yield ""
+        yield f"{title:<14}{'posts':>10}{'demonstrations':>16}{'preferences':>13}"
+        for name, size in sizes.items():
+            yield f"{name:<14}{size.posts:>10,}{size.demonstrations:>16,}{size.preferences:>13,}"
     yield ""
     if report.labels is not None:
         yield from _label_lines(report.labels)
         yield ""
     limits = f"prompts cut to {report.max_prompt_tokens}, responses to {report.max_response_tokens}"
-    yield f"{'tokens':<32}{''.join(f'{name:>7}' for name in QUANTILES)}   ({limits})"
+    yield f"{'tokens':<38}{''.join(f'{name:>7}' for name in QUANTILES)}   ({limits})"
     for name, tokens in report.tokens.items():
         for text, quantiles in tokens.lengths.items():
-            yield f"{name + ', ' + text:<32}{''.join(f'{value:>7.0f}' for value in quantiles.values())}"
+            yield f"{name + ', ' + text:<38}{''.join(f'{value:>7.0f}' for value in quantiles.values())}"
         shares = f"{tokens.cut_prompt_share:.1%} of prompts cut, {tokens.truncated_response_share:.1%} of responses"
         yield f"  {tokens.examples:,} examples; {shares}"
 
