@@ -46,7 +46,7 @@ def test_a_stages_help_shows_its_defaults_with_hyphens_and_loads_no_torch(stage,
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "default:" in done.stdout
-    assert "--tracking-uri" in done.stdout or stage in ("sample-pairs", "label-pairs")
+    assert "--tracking-uri" in done.stdout or stage in ("data-report", "sample-pairs", "label-pairs")
     assert "_uri" not in done.stdout.split("options:")[0]
 
 
@@ -110,6 +110,9 @@ BAD_INPUT = {
     "unknown size": (["quickstart", "--sizes", "7B"], "'7B'"),
     "option that is no number": (["fit", "--trainer.max_epochs", "many"], "many"),
     "missing file": (["fit", "--data.source", "jsonl", "--data.path", "gone.jsonl"], "gone.jsonl"),
+    "no such dataset": (["fit", "--data.source", "hub", "--data.path", "no/such/folder"], "FOLDER"),
+    "no published splits": ([*FIT_PAIRS, "--data.splits", "published"], "published splits"),
+    "report on a missing file": (["data-report", "--source", "jsonl", "--path", "gone.jsonl"], "gone.jsonl"),
     "malformed line": (["fit", "--data.source", "jsonl", "--data.path", "malformed.jsonl"], "malformed.jsonl, line 2"),
     "empty source": (["fit", "--data.source", "jsonl", "--data.path", "empty.jsonl"], "empty"),
     "empty response": (["fit", "--data.source", "jsonl", "--data.path", "no_answer.jsonl"], "empty"),
@@ -168,3 +171,15 @@ def test_a_checkpoint_of_another_architecture_is_refused(folder, refused, monkey
     assert "hidden size 16" in last
     assert "hidden size 32" in last
     assert not (folder / "other").exists()
+
+
+def test_the_data_report_is_printed_and_written(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    main(
+        ["data-report", "--source", "jsonl", "--path", "pairs.jsonl", "--vocab-size", "300", "--out", "out/report.json"]
+    )
+    printed = capsys.readouterr().out
+    report = json.loads((folder / "out/report.json").read_text())
+    assert report["rows"] == 40
+    assert "40 of 40 pairs" in printed
+    assert "jsonl: pairs.jsonl" in printed

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from hub_layout import write_feedback
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.cli import main
 
@@ -205,6 +206,20 @@ def test_real_human_comparisons_train_end_to_end_by_data_options_alone(offline):
     assert any(not torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
     main(["evaluate", "dpo/checkpoints", "--num-prompts", "8"])
     assert len(list(Path("dpo/evaluation").glob("*.jsonl"))) == 4
+
+
+def test_a_dataset_laid_out_as_the_hub_has_it_trains_on_its_published_splits(offline):
+    feedback = write_feedback(Path("feedback"))
+    source = ["--data.source", "hub", "--data.path", str(feedback), "--data.splits", "published"]
+    fit("tldr_sft.yaml", *source, *TINY_MODEL, "--data.vocab_size", "300")
+    checkpoint = fit("tldr_dpo.yaml", *source, "--model.reference", "tldr_sft.yaml/last.ckpt")
+    assert checkpoint.training["stage"] == "align"
+    assert checkpoint.data["splits"] == "published"
+    reports = [json.loads(path.read_text()) for path in offline.rglob("data_report.json")]
+    assert len(reports) == 2
+    for report in reports:
+        assert report["parts"]["train"]["preferences"] == 30
+        assert report["parts"]["evaluation"]["preferences"] == 3
 
 
 def test_predictions_of_held_out_pairs_are_written_in_their_order(offline, preference_folder, sft_checkpoint):

@@ -149,8 +149,59 @@ def report(
     report_from_store(out, experiment, study, tracking_uri)
 
 
+def data_report(
+    source: str = "docstrings",
+    path: str | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int = 2048,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
+    splits: Literal["hash", "published"] = "hash",
+    evaluation_fraction: float | None = None,
+    gold_fraction: float | None = None,
+    out: Path | None = None,
+    cache_dir: str = "outputs/cache",
+) -> None:
+    """Say what a data set holds: rows left out and why, parts, repeated labels, lengths, what is cut.
+
+    Every fit keeps the same report of its own data as the artifact data_report.json of its run.
+
+    Args:
+        source: docstrings, tldr_openai, hub or jsonl.
+        path: file or folder of the source, or for hub a dataset's name.
+        tokenizer: policy whose tokenizer counts: checkpoint, Hugging Face folder or hub name; by default one that
+            is trained on the training texts.
+        vocab_size: of a tokenizer trained here.
+        max_prompt_tokens: longer prompts have their post cut; the source's own limit by default.
+        max_response_tokens: longer responses are cut; the source's own limit by default.
+        splits: by the hash of the post id, or as published.
+        evaluation_fraction: share of posts held out; the source's own by default.
+        gold_fraction: share of posts kept for the gold reward model; the source's own by default.
+        out: JSON file to write the report to as well.
+        cache_dir: where what was read is kept.
+    """
+    from overopt.data.data_report import print_data_report
+    from overopt.data.datamodule import PreferenceDataModule
+
+    data = PreferenceDataModule(
+        source,
+        path,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        splits=splits,
+        evaluation_fraction=evaluation_fraction,
+        gold_fraction=gold_fraction,
+        cache_dir=cache_dir,
+        micro_batch_tokens=2**31,  # nothing goes through a model here
+    )
+    print_data_report(data, out)
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
+    "data-report": data_report,
     "sample-pairs": sample_pairs,
     "label-pairs": label_pairs,
     "evaluate": evaluate,

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,49 @@ def test_the_parts_share_no_post_and_leave_none_out(make_data, examples):
 def test_the_evaluation_part_does_not_depend_on_the_gold_part(make_data):
     _, evaluation = posts(make_data(gold_fraction=0.0))
     assert posts(make_data(gold_fraction=0.5))[1] == evaluation
+
+
+@pytest.fixture
+def published_folder(tmp_path, preference_folder):
+    """The tiny preferences with every fourth post published as held out; post 1 of training is there once more."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for file in preference_folder.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        for row in rows:
+            row["split"] = "train" if int(row["post_id"].removeprefix("post ")) % 4 else "valid"
+        again = [rows[1] | {"id": f"{rows[1]['id']} again", "split": "valid"}]
+        (folder / file.name).write_text("".join(json.dumps(row) + "\n" for row in rows + again))
+    return folder
+
+
+@pytest.mark.parametrize("examples", ["demonstrations", "preferences"])
+def test_published_splits_are_trained_on_and_held_out_as_they_come(make_data, published_folder, examples):
+    data = make_data(
+        path=str(published_folder), examples=examples, splits="published", evaluation_fraction=None, gold_fraction=0.0
+    )
+    train, evaluation = posts(data)
+    assert evaluation == {f"post {i}" for i in range(0, NUM_POSTS, 4)}
+    assert train == {f"post {i}" for i in range(NUM_POSTS)} - evaluation
+    assert len(data.train_set) == len(train)  # what another split says of post 1 is in no part
+    assert len(data.evaluation_set) == len(evaluation)
+    assert {e.post_id for e in data.held_out_preferences().examples} == evaluation
+    assert data.split_statement.endswith("(2 examples left out); trained on train")
+
+
+def test_the_gold_part_of_published_splits_comes_out_of_train(make_data, published_folder):
+    settings = {"path": str(published_folder), "splits": "published", "evaluation_fraction": None, "gold_fraction": 0.3}
+    train, evaluation = posts(make_data(**settings))
+    gold, same_evaluation = posts(make_data(**settings, part="gold"))
+    assert evaluation == same_evaluation == {f"post {i}" for i in range(0, NUM_POSTS, 4)}
+    assert min(len(gold), len(train)) > 3
+    assert len(train | gold) == len(train) + len(gold) == NUM_POSTS - len(evaluation)
+
+
+def test_data_that_names_no_splits_is_refused_with_the_way_out(make_data):
+    data = make_data(splits="published", evaluation_fraction=None)
+    with pytest.raises(ValueError, match=r"120 of 120 examples of source jsonl name none.*--data\.splits at hash"):
+        data.setup("fit")
 
 
 def test_demonstrations_and_preferences_of_a_post_are_in_the_same_part(make_data):
@@ -178,6 +223,7 @@ def test_its_settings_are_kept_in_checkpoints(sft_checkpoint):
         ({"max_examples": 0}, "max_examples=0"),
         ({"source": "nowhere"}, "no data source 'nowhere'"),
         ({"evaluation_fraction": 0.7, "gold_fraction": 0.3}, "split fractions"),
+        ({"splits": "published"}, "published splits say what is held out, got evaluation_fraction=0.3 too"),
     ],
     ids=str,
 )

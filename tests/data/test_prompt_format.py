@@ -12,7 +12,9 @@ from overopt.data.prompt_format import (
     cut_prompts,
     docstring_prompt,
     encode_prompts,
+    is_news_prompt,
     normalise_response,
+    recognise_tldr_prompt,
     tldr_prompt,
 )
 from overopt.data.schema import Prompt
@@ -27,6 +29,42 @@ def test_a_subreddit_is_written_alike_with_and_without_its_prefix(subreddit):
     prompt = tldr_prompt(subreddit, " A title ", "A post.\n")
     assert prompt.text == "SUBREDDIT: r/rust\n\nTITLE: A title\n\nPOST: A post.\n\nTL;DR:"
     assert prompt.post == "A post."
+
+
+names = st.from_regex(r"[A-Za-z0-9_]+", fullmatch=True)
+titles = st.text(st.characters(codec="utf-8", exclude_characters="\n"), max_size=30)
+posts = st.lists(st.sampled_from(["word ", "\n", "TL;DR:", "POST: ", "TITLE: ", "é", "r/"]), max_size=12).map("".join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(subreddit=names, title=titles, post=posts)
+def test_recognising_inverts_the_tldr_template(subreddit, title, post):
+    prompt = tldr_prompt(subreddit, title, post)
+    assert recognise_tldr_prompt(prompt.text) == prompt
+    assert recognise_tldr_prompt(prompt.text + " ") == prompt
+    assert not is_news_prompt(prompt.text)
+
+
+@settings(deadline=None, max_examples=300)
+@given(subreddit=names, title=titles, post=posts)
+def test_copies_with_single_line_breaks_are_recognised_alike(subreddit, title, post):
+    prompt = tldr_prompt(subreddit, title, post)
+    copy = f"SUBREDDIT: r/{subreddit}\nTITLE: {title.strip()}\nPOST: {prompt.post}\nTL;DR: "
+    assert recognise_tldr_prompt(copy) == prompt
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SUBREDDIT: r/a\n\nTITLE: t\n\nPOST: p",
+        "SUBREDDIT: r/a\n\nTITLE: t\n\nPOST: p\n\nTL;DR: said",
+        "SUBREDDIT: r/a\n\nPOST: p\n\nTL;DR:",
+        "Read. SUBREDDIT: r/a\n\nTITLE: t\n\nPOST: p\n\nTL;DR:",
+        "",
+    ],
+)
+def test_other_texts_are_no_tldr_prompts(text):
+    assert recognise_tldr_prompt(text) is None
 
 
 @pytest.mark.parametrize("text", ["words", " words", "\n words \n"])
@@ -79,6 +117,38 @@ def test_a_prompt_is_cut_only_in_its_post_and_only_as_needed(small_bpe, prefix, 
     kept = cut.text[len(prefix) : len(cut.text) - len(suffix)]
     assert cut.text == prefix + kept + suffix
     assert (post or "").startswith(kept)
+
+
+@settings(deadline=None, max_examples=300)
+@given(subreddit=names, title=titles, post=texts, max_tokens=st.integers(20, 90))
+def test_a_tldr_prompt_keeps_all_but_its_post(small_bpe, subreddit, title, post, max_tokens):
+    prompt = tldr_prompt(subreddit, title, post)
+    try:
+        cut = cut_prompt(prompt, small_bpe, max_tokens)
+    except ValueError:
+        assert len(encode_prompts([prompt.prefix + prompt.suffix], small_bpe)[0]) > max_tokens
+        return
+    assert cut.startswith(f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title.strip()}\n\nPOST: ")
+    assert cut.endswith("\n\nTL;DR:")
+    assert recognise_tldr_prompt(cut) is not None
+
+
+@settings(deadline=None, max_examples=300)
+@given(post=st.text("ab \n", min_size=1, max_size=60), room=st.integers(1, 50))
+def test_a_post_is_cut_at_a_newline_wherever_the_latter_half_has_one(byte_tokenizer, post, room):
+    cut = cut_prompt(Prompt("P:", post, "|"), byte_tokenizer, 3 + room)
+    kept = cut.removeprefix("P:").removesuffix("|")
+    if kept == post:
+        assert len(post) <= room
+        return
+    lost = post[len(kept) :]
+    between = lost[: len(lost) - len(lost.lstrip())]  # what the cut took with it
+    if "\n" in post[room // 2 : room + 1]:
+        assert "\n" in between
+    elif " " in post[room // 2 : room + 1]:
+        assert between
+    else:
+        assert len(kept) == len(post[:room].rstrip())
 
 
 def test_a_cut_of_plain_words_wastes_less_than_a_word(small_bpe):

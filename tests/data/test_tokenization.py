@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from overopt.data.packing import Packing
 from overopt.data.prompt_format import encode_prompts
 from overopt.data.schema import Demonstration, PreferenceExample, Prompt
 from overopt.data.tokenization import (
@@ -162,6 +163,40 @@ def test_pairs_count_both_responses_and_share_the_array_of_their_prompt(byte_tok
     assert byte_tokenizer.decode(first.chosen_ids) == " a<|endoftext|>"
     assert byte_tokenizer.decode(first.rejected_ids) == " too"
     assert byte_tokenizer.decode(second.rejected_ids) == " als"
+
+
+words = st.lists(st.sampled_from(["cat", "sat", " ", "\n", "é", "<|endoftext|>"]), min_size=1, max_size=12).map("".join)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(st.tuples(words, words, words), min_size=1, max_size=4),
+    max_prompt_tokens=st.integers(4, 12),
+    max_response_tokens=st.integers(2, 10),
+    shared=st.booleans(),
+    packed=st.booleans(),
+)
+def test_every_token_of_every_response_counts_once_and_no_padding_does(
+    small_bpe, rows, max_prompt_tokens, max_response_tokens, shared, packed
+):
+    pythia_like = without_marks(small_bpe, eos_token="<|endoftext|>")  # its padding has the id of the end of text
+    assert padding_id(pythia_like) == end_of_text_id(pythia_like) == 0
+    examples = [
+        PreferenceExample(str(i), str(i), Prompt("P:", post, "?"), f" {chosen}", f" {rejected}")
+        for i, (post, chosen, rejected) in enumerate(rows)
+    ]
+    limits = {"max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens}
+    tokenized, counts = tokenize_preferences(examples, pythia_like, **limits)
+    packing = Packing(shared_prompts=shared, one_row=packed)
+    batch = packing.pack([row.group for row in tokenized], padding_id(pythia_like))
+    responses = [ids for row in tokenized for ids in (row.chosen_ids, row.rejected_ids)]
+    assert batch.targets.tolist() == [token for ids in responses for token in ids]
+    assert batch.lengths().tolist() == [len(ids) for ids in responses]
+    ends = (batch.targets == end_of_text_id(pythia_like)).sum()
+    assert ends == counts.responses - counts.truncated_responses
+    assert all(len(row.prompt_ids) <= max_prompt_tokens for row in tokenized)
+    assert max(map(len, responses)) <= max_response_tokens
+    assert int(batch.input_ids.max()) < len(pythia_like)
 
 
 def test_a_prompt_that_cannot_be_cut_is_an_error_that_names_the_example(byte_tokenizer):

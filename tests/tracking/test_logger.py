@@ -1,7 +1,9 @@
 """Training runs in a real store, through the real Trainer."""
 
+import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,7 +57,7 @@ def running(client) -> list[str]:
     return [r.info.run_id for r in client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")]
 
 
-def test_a_training_run_is_recorded_as_the_contract_says(fit, client, make_data, sft_checkpoint):
+def test_a_training_run_is_recorded_as_the_contract_says(fit, client, make_data, sft_checkpoint, tmp_path):
     data = make_data(examples="preferences", tokenizer=str(sft_checkpoint))
     module = DirectAlignmentModule(str(sft_checkpoint), "ipo", 0.2, optimizer=FAST)
     run = client.get_run(fit(module=module, data=data))
@@ -68,6 +70,10 @@ def test_a_training_run_is_recorded_as_the_contract_says(fit, client, make_data,
     assert params["data_fingerprint"] == data.fingerprint
     assert params["examples_per_epoch"] == "32"
     assert {"git_commit", "version_torch", "split"} <= params.keys()
+    assert (params["data_rows"], params["data_left_out"]) == ("120", "0")
+    report = json.loads(Path(client.download_artifacts(run.info.run_id, "data_report.json", str(tmp_path))).read_text())
+    assert report["tokens"]["trained on"]["examples"] == 32
+    assert report["split"] == params["split"]
 
 
 def test_metrics_stand_at_the_examples_seen(fit, client):

@@ -19,7 +19,15 @@ from overopt.data.packing import Packing
 from overopt.data.schema import Demonstration, PreferenceBatch, PreferenceExample
 from overopt.data.sources import make_source
 from overopt.data.sources.base import SourceRead
-from overopt.data.splits import Part, SplitFractions, fingerprint, post_position
+from overopt.data.splits import (
+    HashSplits,
+    Part,
+    SplitFractions,
+    Splits,
+    fingerprint,
+    post_position,
+    published_splits,
+)
 from overopt.data.step_loader import EvaluationLoader, StepLoader
 from overopt.data.tokenization import (
     TokenizationCounts,
@@ -110,8 +118,8 @@ class PreferenceDataModule(LightningDataModule):
     """Prompts with responses, or with labelled pairs of them, from any source; split by post.
 
     Args:
-        source: ``docstrings`` (the embedded default), ``tldr_openai`` or ``jsonl``.
-        path: file or folder of the source; the embedded default needs none.
+        source: ``docstrings`` (the embedded default), ``tldr_openai``, ``hub`` or ``jsonl``.
+        path: file or folder of the source, or for ``hub`` a dataset's name; the embedded default needs none.
         examples: ``demonstrations`` (SFT) or ``preferences`` (reward modelling, alignment); on the command
             line the model decides.
         part: which posts are trained on: ``train``, or ``gold``, which is kept for the gold reward model.
@@ -127,6 +135,10 @@ class PreferenceDataModule(LightningDataModule):
             the prompt goes through the model once for each. Changes no result.
         packed: rows without padding; else one row an example, padded. Changes no result.
         max_examples: train on so many at most, chosen by the hash of their posts; all by default.
+        splits: ``hash`` splits by the post id, in the fractions below; ``published`` trains on the split ``train`` that
+            the data was published with and holds out posts of its other splits that are not in ``train`` too. Post
+            ids differ between copies of a dataset that give them and copies that don't: stages that read different
+            copies should use ``published``.
         evaluation_fraction: share of posts held out; the source's own by default.
         gold_fraction: share of posts kept for the gold reward model; the source's own by default.
         seed: fixes the order of training examples.
@@ -148,6 +160,7 @@ class PreferenceDataModule(LightningDataModule):
         shared_prompts: bool = True,
         packed: bool = True,
         max_examples: int | None = None,
+        splits: Literal["hash", "published"] = "hash",
         evaluation_fraction: float | None = None,
         gold_fraction: float | None = None,
         seed: int = 0,
@@ -156,6 +169,10 @@ class PreferenceDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or (max_examples is not None and max_examples < 1):
             raise ValueError(f"batch_size and max_examples must be at least 1, got {batch_size=}, {max_examples=}")
+        if splits == "published" and evaluation_fraction is not None:
+            raise ValueError(
+                f"published splits say what is held out, got {evaluation_fraction=} too: leave one of them out"
+            )
         self.save_hyperparameters()
         self.source = make_source(source, None if path is None else Path(path), Path(cache_dir))
         own = self.source.split_fractions
@@ -163,12 +180,14 @@ class PreferenceDataModule(LightningDataModule):
             evaluation=own.evaluation if evaluation_fraction is None else evaluation_fraction,
             gold=own.gold if gold_fraction is None else gold_fraction,
         )
+        # Known once the source is read, where the source decides.
+        self._splits: Splits | None = HashSplits(self.fractions) if splits == "hash" else None
         self.batch_size = batch_size
         self.packing = Packing(shared_prompts, packed, micro_batch_tokens)
         limits = self.source.token_limits
-        self._max_prompt_tokens = limits.prompt if max_prompt_tokens is None else max_prompt_tokens
+        self.max_prompt_tokens = limits.prompt if max_prompt_tokens is None else max_prompt_tokens
         self.max_response_tokens = limits.response if max_response_tokens is None else max_response_tokens
-        self.max_tokens = self._max_prompt_tokens + self.max_response_tokens
+        self.max_tokens = self.max_prompt_tokens + self.max_response_tokens
         self.reference_cache_dir = Path(cache_dir) / "reference_log_probs"
         self._examples: Literal["demonstrations", "preferences"] = examples
         self._part: Literal["train", "gold"] = part
@@ -194,6 +213,8 @@ class PreferenceDataModule(LightningDataModule):
         """
         if self._read is None:
             read = self.source.read()
+            if self._splits is None:
+                self._splits = published_splits(read.examples, self.fractions.gold, self.source.name)
             examples = read.demonstrations if self._examples == "demonstrations" else read.preferences
             self._training, self._held_out = self._split(examples)
             self._read = read
@@ -219,13 +240,17 @@ class PreferenceDataModule(LightningDataModule):
         return self._read
 
     @property
+    def splits(self) -> Splits:
+        """What decides which part an example belongs to; reads the source where that decides."""
+        if self._splits is None:
+            self.setup("predict")
+        assert self._splits is not None
+        return self._splits
+
+    @property
     def split_statement(self) -> str:
         """How posts were split, for the run's record."""
-        f = self.fractions
-        return (
-            f"by post, SHA-256 of the post id: evaluation {f.evaluation:g}, gold {f.gold:g}, train {f.train:g}; "
-            f"trained on {self._part}"
-        )
+        return f"{self.splits.statement}; trained on {self._part}"
 
     def held_out_demonstrations(self) -> DemonstrationSet:
         """Prompts of the evaluation part with the responses people wrote, whatever this module trains on."""
@@ -332,13 +357,14 @@ class PreferenceDataModule(LightningDataModule):
     @property
     def _limits(self) -> dict[str, int]:
         return {
-            "max_prompt_tokens": self._max_prompt_tokens,
+            "max_prompt_tokens": self.max_prompt_tokens,
             "max_response_tokens": self.max_response_tokens,
         }
 
     def part_of(self, examples: Sequence[ExampleT], part: Part) -> list[ExampleT]:
-        """The examples whose posts belong to a part."""
-        return [example for example in examples if self.fractions.part_of(example.post_id) == part]
+        """The examples that belong to a part."""
+        splits = self.splits
+        return [example for example in examples if splits.part_of(example) == part]
 
     def _make_tokenizer(self, training: Sequence[Demonstration | PreferenceExample]) -> PreTrainedTokenizerFast:
         if self._tokenizer_location is not None:

@@ -17,6 +17,17 @@ HEAD_CHARACTERS_PER_TOKEN = 5
 # Tokens by which a text's beginning could count more than in the whole: its last word, cut in two.
 HEAD_MARGIN = 32
 
+# The TL;DR template as published copies have it: parts set off by an empty line (OpenAI, TRL) or by none (CarperAI).
+_TLDR_TEXT = re.compile(
+    r"SUBREDDIT: r/(?P<subreddit>[^\n]*)(?P<gap>\n\n?)"
+    r"TITLE: ?(?P<title>.*?)(?P=gap)"
+    r"POST: ?(?P<post>.*)(?P=gap)"
+    r"TL;DR: ?",
+    re.DOTALL,
+)
+# The same for the news articles that were compared along with the posts, as TRL writes them.
+_NEWS_TEXT = re.compile(r"(TITLE: [^\n]*\n\n|Article:\n).*\n\nTL;DR: ?", re.DOTALL)
+
 
 def tldr_prompt(subreddit: str, title: str, post: str) -> Prompt:
     r"""The Reddit summarisation prompt of Stiennon et al. 2020 (arXiv:2009.01325).
@@ -35,6 +46,29 @@ def tldr_prompt(subreddit: str, title: str, post: str) -> Prompt:
         post=post.strip(),
         suffix="\n\nTL;DR:",
     )
+
+
+def recognise_tldr_prompt(text: str) -> Prompt | None:
+    r"""The :func:`tldr_prompt` whose text this is, or one like it; ``None`` for any other text.
+
+    Its text is the canonical one, whatever line breaks the copy at hand has between its parts, so that models and
+    caches see one prompt; and its post may be cut, which a text alone does not say.
+
+    >>> carper = "SUBREDDIT: r/dogs\nTITLE: A sock\nPOST: It ate one.\nTL;DR: "
+    >>> recognise_tldr_prompt(carper) == tldr_prompt("dogs", "A sock", "It ate one.")
+    True
+    """
+    match = _TLDR_TEXT.fullmatch(text)
+    return tldr_prompt(match["subreddit"], match["title"], match["post"]) if match else None
+
+
+def is_news_prompt(text: str) -> bool:
+    r"""Whether a text is a CNN/DM article in the template that stands beside TL;DR posts in published copies.
+
+    >>> is_news_prompt("TITLE: Storm\n\n(CNN) -- Rain.\n\nTL;DR:"), is_news_prompt("Storm. TL;DR:")
+    (True, False)
+    """
+    return _NEWS_TEXT.fullmatch(text) is not None
 
 
 def docstring_prompt(name: str, body: str) -> Prompt:

@@ -38,12 +38,14 @@ class Demonstration:
         post_id: what splits are made by; examples of one post share it.
         prompt: the prompt.
         response: starts with one space, is not empty, has no end-of-text mark.
+        split: the published split it comes from, such as ``train``; ``None`` where the data names none.
     """
 
     example_id: str
     post_id: str
     prompt: Prompt
     response: str
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class PreferenceExample:
     prompt: Prompt
     chosen: str
     rejected: str
+    split: str | None = None
 
 
 class PreferenceBatch(NamedTuple):

@@ -30,6 +30,7 @@ class SampledPair:
         first: one sampled response.
         second: another.
         human: the dataset's response.
+        split: the published split of the post, if the data names one.
     """
 
     id: str
@@ -38,6 +39,7 @@ class SampledPair:
     first: str
     second: str
     human: str
+    split: str | None = None
 
 
 def sample_pairs(
@@ -95,6 +97,7 @@ def sample_pairs(
             first=text(first.token_ids),
             second=text(second.token_ids),
             human=example.response,
+            split=example.split,
         )
         for example, prompt, (first, second) in zip(chosen, prompts, sampled, strict=True)
     ]
@@ -185,13 +188,13 @@ def _usable(
 
 
 def _row(pair: SampledPair, row_id: str, chosen: str, rejected: str) -> dict[str, object]:
-    return {
-        "id": row_id,
-        "post_id": pair.post_id,
-        "prompt": pair.prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-    }
+    return {"id": row_id, **_post(pair), "chosen": chosen, "rejected": rejected}
+
+
+def _post(pair: SampledPair) -> dict[str, object]:
+    """What keeps a row in its part of the split, and its prompt."""
+    split = {} if pair.split is None else {"split": pair.split}
+    return {"post_id": pair.post_id, **split, "prompt": pair.prompt}
 
 
 def write_sampled_pairs(path: Path, pairs: Sequence[SampledPair]) -> None:
@@ -213,5 +216,5 @@ def write_preferences(folder: Path, labelled: LabelledPairs, pairs: Sequence[Sam
     write_json_lines(folder / "pairs.jsonl", labelled.rows)
     write_json_lines(
         folder / "demonstrations.jsonl",
-        ({"id": f"{p.id} human", "post_id": p.post_id, "prompt": p.prompt, "response": p.human} for p in pairs),
+        ({"id": f"{pair.id} human", **_post(pair), "response": pair.human} for pair in pairs),
     )

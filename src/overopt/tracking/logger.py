@@ -1,5 +1,6 @@
 """The tracker of a training run: Lightning's MLflow logger on the project's store, with its record."""
 
+from dataclasses import asdict
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -8,6 +9,7 @@ from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from overopt.data.data_report import DataReport, data_report
 from overopt.models.policy import model_name
 from overopt.modules.step import StepModule
 from overopt.tracking.provenance import provenance
@@ -56,7 +58,10 @@ def _make_experiment(tracking_uri: str | None, experiment: str) -> None:
 
 
 class RunRecord(Callback):
-    """Logs what tells one run from another: stage, objective, model, data, seed, code, versions."""
+    """Logs what tells one run from another: stage, objective, model, data, seed, code, versions.
+
+    The data's report is kept as the artifact ``data_report.json``.
+    """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Tell the tracker a stop from a failure."""
@@ -70,7 +75,10 @@ class RunRecord(Callback):
             return
         client, run_id = trainer.logger.experiment, trainer.logger.run_id
         assert run_id is not None  # on the process that owns the run
-        log_params(client, run_id, run_parameters(trainer, pl_module))
+        data = pl_module.data
+        report = data_report(data, {"trained on": data.train_set, "held out": data.evaluation_set})
+        log_params(client, run_id, run_parameters(trainer, pl_module) | data_parameters(report))
+        client.log_dict(run_id, asdict(report), "data_report.json")
         client.set_tag(run_id, STAGE_TAG, pl_module.stage_name)
 
 
@@ -86,4 +94,16 @@ def run_parameters(trainer: Trainer, module: StepModule) -> dict[str, Any]:
         "examples_per_epoch": len(data.train_set),
         "split": data.split_statement,
         **provenance(),
+    }
+
+
+def data_parameters(report: DataReport) -> dict[str, Any]:
+    """What of the data report is worth a column in a table of runs; the report has the rest."""
+    trained_on = report.tokens["trained on"]
+    return {
+        "data_origin": report.origin,
+        "data_rows": report.rows,
+        "data_left_out": sum(report.left_out.values()),
+        "train_cut_prompt_share": trained_on.cut_prompt_share,
+        "train_truncated_response_share": trained_on.truncated_response_share,
     }

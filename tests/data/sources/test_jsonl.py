@@ -6,8 +6,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from overopt.data.prompt_format import tldr_prompt
 from overopt.data.schema import Prompt
 from overopt.data.sources import jsonl
+from overopt.data.sources.examples import CNN_DM
 from overopt.data.sources.jsonl import JsonlSource
 
 PAIR = {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}
@@ -45,6 +47,71 @@ def test_fields_of_a_post_are_put_into_the_tldr_template(read):
     (pair,) = read(TLDR_PAIR).preferences
     assert pair.prompt.text == "SUBREDDIT: r/dogs\n\nTITLE: T\n\nPOST: P.\n\nTL;DR:"
     assert pair.prompt.post == "P."
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n"])
+@pytest.mark.parametrize("end", ["", " "])
+def test_a_plain_prompt_in_the_tldr_template_is_recognised_and_may_be_cut(read, gap, end):
+    text = gap.join(["SUBREDDIT: r/dogs", "TITLE: T", "POST: P.\n\nMore.", f"TL;DR:{end}"])
+    (plain,) = read(PAIR | {"prompt": text}).preferences
+    (fields,) = read(PAIR | TLDR_PAIR | {"prompt": None, "post": "P.\n\nMore."}).preferences
+    assert plain.prompt == fields.prompt == tldr_prompt("dogs", "T", "P.\n\nMore.")
+    assert plain.post_id == fields.post_id
+
+
+def test_copies_of_a_post_with_other_line_breaks_stay_together(read):
+    prompts = [
+        "SUBREDDIT: r/a\n\nTITLE: T\n\nPOST: One.\n\nTwo.\n\nTL;DR:",
+        "SUBREDDIT: r/a\nTITLE: T\nPOST: One.\nTwo.\nTL;DR:",
+    ]
+    one, two, other = read(
+        *(PAIR | {"prompt": prompt} for prompt in prompts), PAIR | {"prompt": prompts[0].replace("Two", "2")}
+    ).preferences
+    assert one.post_id == two.post_id != other.post_id
+
+
+@pytest.mark.parametrize("key", jsonl.RESPONSE_KEYS)
+def test_a_response_goes_by_several_names(read, key):
+    (demonstration,) = read({"prompt": "Why?", key: "Because."}).demonstrations
+    assert demonstration.response == " Because."
+
+
+def test_news_is_left_out_beside_posts_and_taken_by_itself(read):
+    article = PAIR | {"prompt": "TITLE: News\n\n(CNN) -- Rain.\n\nTL;DR:"}
+    assert read(article, TLDR_PAIR).left_out == {CNN_DM: 1}
+    assert [pair.prompt.text for pair in read(article, PAIR).preferences] == [article["prompt"], "Why?"]
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("valid.jsonl", "valid"),
+        ("data/train-00000-of-00002.jsonl", "train"),
+        ("comparisons/validation/0000.jsonl", "validation"),
+        ("test_2.jsonl", "test"),
+        ("training_notes.jsonl", None),
+        ("batch3.jsonl", None),
+    ],
+)
+def test_files_and_folders_name_published_splits_and_rows_know_better(tmp_path, file, split):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    write(tmp_path / file, [PAIR, PAIR | {"split": "valid2"}, DEMONSTRATION])
+    read = JsonlSource(tmp_path).read()
+    assert [pair.split for pair in read.preferences] == [split, "valid2"]
+    assert [d.split for d in read.demonstrations] == [split]
+
+
+def test_the_path_to_a_file_names_no_split(tmp_path):
+    folder = tmp_path / "test"
+    folder.mkdir()
+    assert JsonlSource(write(folder / "rows.jsonl", [PAIR])).read().preferences[0].split is None
+
+
+def test_chosen_responses_are_of_the_training_split_if_of_several(read):
+    rows = [PAIR | {"split": split, "rejected": split} for split in ("valid", "train", "test")]
+    (demonstration,) = read(*rows).demonstrations
+    assert demonstration.split == "train"
 
 
 def test_chosen_responses_are_demonstrations_where_there_are_no_others(read):
@@ -117,6 +184,7 @@ def test_a_file_that_only_calls_itself_parquet_is_an_error(tmp_path):
         (PAIR | {"chosen": 3}, "'chosen' must be text, found the number 3"),
         (PAIR | {"chosen": ""}, "chosen.*the response is empty"),
         (PAIR | {"rejected": " "}, "rejected.*the response is empty"),
+        (DEMONSTRATION | {"label": True}, "one of the keys 'response', 'completion', 'label'"),
         (DEMONSTRATION | {"response": "\n"}, "the response is empty"),
         (PAIR | {"post": "absent"}, "holds it 0 times"),
         (PAIR | {"prompt": "aXbXc", "post": "X"}, "holds it 2 times"),

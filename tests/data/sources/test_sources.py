@@ -24,7 +24,7 @@ def test_gold_posts_are_kept_apart_only_where_the_gold_model_is_ours(tmp_path):
 
 
 def test_an_unknown_source_is_an_error_that_lists_those_there_are():
-    with pytest.raises(ValueError, match="no data source 'tldr'; there are docstrings, tldr_openai, jsonl"):
+    with pytest.raises(ValueError, match="no data source 'tldr'; there are docstrings, tldr_openai, hub, jsonl"):
         make_source("tldr", None, Path("cache"))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from overopt.data.sources.base import Source, SourceRead
 from overopt.data.sources.docstrings import DocstringSource
+from overopt.data.sources.hub import HubSource
 from overopt.data.sources.jsonl import JsonlSource
 from overopt.data.sources.tldr_openai import TldrOpenaiSource
 
@@ -15,7 +16,7 @@ def _docstrings(path: Path | None, cache_dir: Path) -> Source:
     if path is not None:
         raise ValueError(
             f"the data source 'docstrings' reads installed packages and takes no path, got {path}:"
-            " leave the path out, or name the source that reads it (tldr_openai, jsonl)"
+            " leave the path out, or name the source that reads it (tldr_openai, hub, jsonl)"
         )
     return DocstringSource(cache_dir)
 
@@ -34,9 +35,19 @@ def _jsonl(path: Path | None, cache_dir: Path) -> Source:
     return JsonlSource(path)
 
 
+def _hub(path: Path | None, cache_dir: Path) -> Source:
+    if path is None:
+        raise ValueError(
+            "the data source 'hub' needs a path: a dataset's name such as openai/summarize_from_feedback, or a folder"
+            " laid out as the hub has it"
+        )
+    return HubSource(str(path))
+
+
 SOURCES: dict[str, Callable[[Path | None, Path], Source]] = {
     "docstrings": _docstrings,
     "tldr_openai": _tldr_openai,
+    "hub": _hub,
     "jsonl": _jsonl,
 }
 
@@ -46,7 +57,7 @@ def make_source(name: str, path: Path | None, cache_dir: Path) -> Source:
 
     Args:
         name: a key of ``SOURCES``.
-        path: the file or folder to read, for sources that read one.
+        path: the file, folder or dataset to read, for sources that read one.
         cache_dir: where sources keep what is slow to make.
 
     Raises:

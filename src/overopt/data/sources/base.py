@@ -15,9 +15,10 @@ class SourceRead:
     Attributes:
         demonstrations: prompts with the response to imitate, in a stable order.
         preferences: labelled pairs, in a stable order.
-        left_out: rows not taken, by reason.
+        left_out: rows not taken, by reason; pairs of ratings where the reason says so.
         irregular: rows taken although something about them is unusual, by what it is.
         rows: rows seen, those left out included.
+        origin: what was read: a path, or a dataset and its commit.
     """
 
     demonstrations: list[Demonstration]
@@ -25,6 +26,13 @@ class SourceRead:
     left_out: Counter[str] = field(default_factory=Counter)
     irregular: Counter[str] = field(default_factory=Counter)
     rows: int = 0
+    # Where the same examples were found makes them no others.
+    origin: str = field(default="", compare=False)
+
+    @property
+    def examples(self) -> list[Demonstration | PreferenceExample]:
+        """Demonstrations, then pairs."""
+        return [*self.demonstrations, *self.preferences]
 
 
 class TokenLimits(NamedTuple):

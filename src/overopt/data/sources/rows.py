@@ -1,6 +1,7 @@
 """Rows of local JSON Lines and Parquet files; whatever is wrong with one is told with its place."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 
 JSON_LINES = (".jsonl", ".json")
 PARQUET = (".parquet",)
+
+# What file and folder names call published splits, shards included: train-00000-of-00002, valid2.
+_SPLIT_NAME = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -18,15 +22,23 @@ class Row:
         place: file and line, for messages.
         fields: the row's values by key.
         group: where ``fields`` is part of a row, the keys that lead to it, such as ``"info."``.
+        origin_split: the published split that its file or hub split is named after; ``None`` where it has none.
     """
 
     place: str
     fields: dict[str, Any]
     group: str = ""
+    origin_split: str | None = None
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there with a value: null is missing, as Parquet leaves no key out."""
         return self.fields.get(key) is not None
+
+    @property
+    def split(self) -> str | None:
+        """The published split it belongs to: its own field ``split`` says more than where it was found."""
+        own = self.fields.get("split")
+        return own if isinstance(own, str) and own else self.origin_split
 
     def value(self, key: str) -> Any:
         """The value of a key that must be there."""
@@ -78,7 +90,20 @@ def read_rows(path: Path, suffixes: tuple[str, ...]) -> Iterator[Row]:
         ValueError: nothing is there, a file is of another kind, or a line cannot be read.
     """
     for file in _files(path, suffixes):
-        yield from _parquet_rows(file) if file.suffix in PARQUET else _json_rows(file)
+        split = split_in_name(file.stem, *file.relative_to(path).parts[-2::-1])
+        yield from _parquet_rows(file, split) if file.suffix in PARQUET else _json_rows(file, split)
+
+
+def split_in_name(*names: str) -> str | None:
+    """The published split that the first telling one of some names begins with.
+
+    >>> split_in_name("train"), split_in_name("valid-00000-of-00002"), split_in_name("0000", "validation")
+    ('train', 'valid', 'validation')
+    >>> split_in_name("trainers"), split_in_name("batch3")
+    (None, None)
+    """
+    found = (match for name in names if (match := _SPLIT_NAME.match(name)))
+    return next((match[1].lower() for match in found), None)
 
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -95,7 +120,7 @@ def _files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return [path]
 
 
-def _json_rows(file: Path) -> Iterator[Row]:
+def _json_rows(file: Path, split: str | None) -> Iterator[Row]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{file}, line {number}"
@@ -108,10 +133,10 @@ def _json_rows(file: Path) -> Iterator[Row]:
                 raise ValueError(f"{place}: not JSON: {error}; expected one JSON object a line") from None
             if not isinstance(fields, dict):
                 raise ValueError(f"{place}: expected one JSON object a line, found {_kind(fields)}")
-            yield Row(place, fields)
+            yield Row(place, fields, origin_split=split)
 
 
-def _parquet_rows(file: Path) -> Iterator[Row]:
+def _parquet_rows(file: Path, split: str | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -121,7 +146,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
             for batch in table.iter_batches():
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(f"{file}, row {number}", fields)
+                    yield Row(f"{file}, row {number}", fields, origin_split=split)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"cannot read {file} as Parquet: {error}") from error
 
