@@ -38,7 +38,10 @@ class ModelDescription:
     def config(self) -> PretrainedConfig:
         """The configuration as transformers knows it."""
         values = json.loads(self.config_json)
-        return AutoConfig.for_model(values.pop("model_type"), **values)
+        config: PretrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
+        # A stranger's file may name an implementation that would be fetched from the hub.
+        config._attn_implementation = None
+        return config
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer."""
@@ -145,8 +148,10 @@ def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
         return read_model_checkpoint(path).description.tokenizer()
     nothing = f"no tokenizer at {location}: expected a .ckpt file or a folder with a tokenizer"
     try:
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library throws bare Exceptions at what it can't parse
+        if "trust_remote_code" in str(error):
+            raise ValueError(f"the tokenizer of {location} needs Python code of its own, which is never run") from error
         raise ValueError(nothing) from error
     # Where the files of one are missing, transformers makes an empty one of the model's kind.
     if not tokenizer("text", add_special_tokens=False).input_ids:

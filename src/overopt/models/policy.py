@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GPTNeoXConfig,
     PretrainedConfig,
@@ -19,6 +18,7 @@ from transformers import (
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
 from overopt.models.compute import ComputeSettings
 from overopt.models.log_probs import response_log_probs
+from overopt.models.pretrained import open_pretrained, without_dropout
 from overopt.packed_tokens import PackedTokens
 
 
@@ -130,26 +130,21 @@ def load_policy(location: str | Path, compute: ComputeSettings = ComputeSettings
         compute: how it computes.
 
     Raises:
-        ValueError: nothing there, a checkpoint that can't be read, or one that holds no policy.
+        ValueError: nothing there, a checkpoint that can't be read, or one that holds no policy; see also
+            :func:`overopt.models.pretrained.open_pretrained`.
     """
     path = Path(location)
     if path.is_file():
         checkpoint = read_model_checkpoint(path, POLICY_PREFIX)
-        causal_lm = AutoModelForCausalLM.from_config(_without_dropout(checkpoint.description.config()))
+        causal_lm = AutoModelForCausalLM.from_config(
+            without_dropout(checkpoint.description.config()), trust_remote_code=False
+        )
         causal_lm.load_state_dict(checkpoint.weights)
         return Policy(causal_lm, checkpoint.description.tokenizer(), compute)
     is_path = path.suffix == ".ckpt" or path.is_absolute() or str(location).startswith(".") or path.is_dir()
     if is_path and not (path / "config.json").is_file():
         raise ValueError(f"no policy at {location}: expected a .ckpt file or a folder with config.json")
-    try:
-        config = _without_dropout(AutoConfig.from_pretrained(location))
-        causal_lm = AutoModelForCausalLM.from_pretrained(location, config=config, dtype="float32")
-    except OSError as error:
-        raise ValueError(
-            f"no policy {str(location)!r} as a file, a folder or in reach of the hub; "
-            "give a .ckpt file or a folder with config.json, weights and tokenizer"
-        ) from error
-    return Policy(causal_lm, load_tokenizer(location), compute)
+    return Policy(open_pretrained(location), load_tokenizer(location), compute)
 
 
 def weights_hash(policy: Policy) -> str:
@@ -159,10 +154,3 @@ def weights_hash(policy: Policy) -> str:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, name, 0.0)
-    return config
