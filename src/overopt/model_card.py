@@ -63,7 +63,7 @@ def model_card(checkpoint: ModelCheckpoint, record: CheckpointRecord | None, *, 
         tags=["overopt", stage, *([str(objective)] if objective else [])],
     )
     title = f"{objective}, beta {training['beta']:g}" if "beta" in training else stage
-    max_tokens = checkpoint.data.get("max_response_tokens", 64)
+    max_tokens = checkpoint.data.get("max_response_tokens") or 64  # unset, it is the source's own
     fingerprint = "not known without the run's record" if record is None else record.params.get("data_fingerprint")
     made_by = {**training, "architecture": checkpoint.description.shape, "data_fingerprint": fingerprint}
     sections = [
@@ -91,7 +91,8 @@ def model_card(checkpoint: ModelCheckpoint, record: CheckpointRecord | None, *, 
 
 
 def _table(values: Mapping[str, Any]) -> str:
-    rows = [f"| {name} | {_cell(value)} |" for name, value in values.items() if value is not None]
+    # A store keeps parameters as text.
+    rows = [f"| {name} | {_cell(value)} |" for name, value in values.items() if value not in (None, "None")]
     return "\n".join(["| | |", "| --- | --- |", *rows])
 
 

@@ -131,6 +131,10 @@ ANSWERS = {
         (400, {"error": {"message": "prompt must be a string."}}),
         "400 .*must be a string.*token ids",
     ),
+    "refuses to return them": (
+        (422, {"detail": "Unexpected fields: return_token_ids"}),
+        "422 .*fields: return_token_ids",
+    ),
     "wants a key": ((401, {"error": {"message": "Unauthorized"}}), API_KEY_VARIABLE),
     "another path": ((404, {"detail": "Not Found"}), "ends with /v1"),
     "a web page": ((200, "<html>hello</html>"), "no completion"),

@@ -112,7 +112,7 @@ def test_nothing_of_ours_is_in_the_configuration(policy, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == sorted(
         [MANIFEST, *json.loads((folder / MANIFEST).read_text())["files"]]
     )
-    assert (folder / "model.safetensors").is_file()
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
 
 
 def test_bfloat16_is_the_rounded_weights(tiny_policy, tmp_path):

@@ -90,7 +90,7 @@ class CompletionServer:
             return asyncio.run(self._sample(prompt_ids, limits, seed, on_batch or (lambda _: None)))
         except APIStatusError as error:
             raise ValueError(
-                f"the server at {self.url} answered {error.status_code} ({_first_line(error.message)}); "
+                f"the server at {self.url} answered {error.status_code} ({_first_line(_reason(error))}); "
                 f"{_way_out(error.status_code)}"
             ) from error
         except APIConnectionError as error:  # a time-out is one, too
@@ -209,6 +209,12 @@ def read_response(choice: CompletionChoice, prompt: Sequence[int], limits: Respo
     if not log_probs or len(log_probs) != len(token_ids) or None in log_probs:
         log_probs = None
     return SampledResponse(token_ids, finished, log_probs)
+
+
+def _reason(error: APIStatusError) -> str:
+    """What the server says: OpenAI's own shape of an error, FastAPI's, or whatever text it sent."""
+    said = error.body if isinstance(error.body, dict) else {}
+    return str(said.get("message") or said.get("detail") or error.response.text)
 
 
 def _way_out(status: int) -> str:

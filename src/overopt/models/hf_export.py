@@ -137,6 +137,9 @@ def write_hf_folder(
             tokenizer.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             files = sorted(path.name for path in unfinished.iterdir())
+            # safetensors makes files that their owner alone can read; whoever serves them may be another user.
+            for name in files:
+                (unfinished / name).chmod((unfinished / "README.md").stat().st_mode)
             manifest = json.dumps({"files": files, **provenance}, indent=2, ensure_ascii=False)
             (unfinished / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
     except (OSError, SafetensorError) as error:
