@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import overopt
 from overopt.checkpoints.format import load_tokenizer
 from overopt.models.policy import load_policy
 
@@ -155,3 +157,18 @@ def test_no_implementation_of_attention_is_fetched_because_a_file_names_it(folde
     change_json(folder / "config.json", attn_implementation="somebody/kernel")
     tokens = torch.tensor([[5, 6, 7]])
     assert torch.equal(load_policy(folder).causal_lm(tokens).logits, tiny_policy.causal_lm(tokens).logits)
+
+
+def test_no_call_in_the_project_trusts_the_code_of_a_model():
+    calls = 0
+    for path in Path(overopt.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            trusts = [keyword.value for keyword in node.keywords if keyword.arg == "trust_remote_code"]
+            assert all(isinstance(value, ast.Constant) and value.value is False for value in trusts), path
+            if ast.unparse(node.func).startswith("Auto") and ast.unparse(node.func).endswith(".from_pretrained"):
+                # Left out, transformers asks on the terminal.
+                assert trusts, f"{path}, line {node.lineno}: say trust_remote_code=False"
+                calls += 1
+    assert calls >= 3

@@ -28,13 +28,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for file in unfinished.rglob("*"):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        if path.exists():
-            os.replace(path, replaced)
+        if not path.exists():
+            os.replace(unfinished, path)
+            return
+        os.replace(path, replaced)
         try:
             os.replace(unfinished, path)
         except OSError:
             os.replace(replaced, path)
             raise
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
