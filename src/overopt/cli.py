@@ -109,8 +109,15 @@ def evaluate(
     out: Path | None = None,
     run_id: str | None = None,
     tracking_uri: str | None = None,
+    sampler_url: str | None = None,
+    sampler_model: str | None = None,
+    sampler_serves: Literal["checkpoint", "reference"] = "checkpoint",
+    sampler_concurrency: int = 32,
+    sampler_timeout: float = 300.0,
 ) -> None:
     """Sample, rescore and judge checkpoints of an aligned policy; log every metric to its run.
+
+    With --sampler-url an OpenAI-compatible completions server draws the samples; they are rescored here all the same.
 
     Args:
         checkpoints: one .ckpt file, or a folder of examples-*.ckpt files.
@@ -122,12 +129,54 @@ def evaluate(
         out: folder for completions as JSON Lines; evaluation/ beside the checkpoints by default.
         run_id: MLflow run to log to; the one that trained the checkpoint by default.
         tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+        sampler_url: base URL of a server that takes and returns token ids, such as http://127.0.0.1:8000/v1 of
+            vllm serve; it serves one model, so CHECKPOINTS is one file.
+        sampler_model: the model's name on that server; by default the only one that it lists.
+        sampler_serves: which policy the server has: the checkpoint's, or its reference, whose row is then measured.
+        sampler_concurrency: requests to the server under way at a time.
+        sampler_timeout: time-out of one request [s].
     """
+    from overopt.evaluation.completion_server import CompletionServer
     from overopt.experiment import evaluate_checkpoints
 
+    if sampler_url is None and (sampler_model is not None or sampler_serves == "reference"):
+        raise ValueError("--sampler-model and --sampler-serves are about a server: name it with --sampler-url")
+    server = None
+    if sampler_url is not None:
+        server = CompletionServer(sampler_url, sampler_model, sampler_concurrency, sampler_timeout)
     evaluate_checkpoints(
-        checkpoints, gold_model, gold_temperature, num_prompts, opponent, seed, out, run_id, tracking_uri
+        checkpoints,
+        gold_model,
+        gold_temperature,
+        num_prompts,
+        opponent,
+        seed,
+        out,
+        run_id,
+        tracking_uri,
+        server,
+        sampler_serves,
     )
+
+
+def export(
+    checkpoint: Path, folder: Path, dtype: Literal["float32", "bfloat16"] = "float32", tracking_uri: str | None = None
+) -> None:
+    """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation settings, model card.
+
+    Stock transformers, vLLM and the like load it. A policy becomes a causal LM whose generation settings sample from
+    the whole distribution; a reward model becomes a sequence classifier with one label.
+
+    Args:
+        checkpoint: a .ckpt file.
+        folder: to write; one that an earlier export wrote is replaced, any other that holds files is refused.
+        dtype: of the weights; float32 is what was trained, bfloat16 half the size.
+        tracking_uri: MLflow store, for the run's parameters and metrics in the model card; MLFLOW_TRACKING_URI, or
+            else SQLite in mlruns/, by default. Where it has no such run, the card says so.
+    """
+    from overopt.export import export_checkpoint
+
+    export_checkpoint(checkpoint, folder, dtype, tracking_uri)
 
 
 def report(
@@ -206,6 +255,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "label-pairs": label_pairs,
     "evaluate": evaluate,
     "report": report,
+    "export": export,
 }
 
 

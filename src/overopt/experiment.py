@@ -1,6 +1,6 @@
 """The stages as files in, files out: what the command line, the quickstart and sweeps have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
+from overopt.evaluation.completion_server import CompletionServer
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.preference_pairs import (
     LabelledPairs,
@@ -23,12 +24,16 @@ from overopt.evaluation.preference_pairs import (
     write_sampled_pairs,
 )
 from overopt.evaluation.records import write_completions
+from overopt.evaluation.sampling import sample_here
 from overopt.models.policy import load_policy
 from overopt.models.reward_model import load_reward_model
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective
 from overopt.tracking.runs import log_artifact, log_metrics, log_params
 from overopt.tracking.store import open_store
+
+Row = Literal["reference", "checkpoint"]
+"""Which policies of a run are evaluated: the row at 0 examples, those of its checkpoints."""
 
 
 def progress_bar() -> Progress:
@@ -133,8 +138,12 @@ def evaluate_checkpoints(
     out: Path | None,
     run_id: str | None,
     tracking_uri: str | None,
+    server: CompletionServer | None = None,
+    server_has: Literal["checkpoint", "reference"] = "checkpoint",
 ) -> None:
     """Stage ``evaluate``; see :func:`overopt.cli.evaluate`."""
+    if server is not None and checkpoints.is_dir():
+        raise ValueError(f"a server has one model: with --sampler-url give one checkpoint file, not {checkpoints}")
     paths = checkpoint_paths(checkpoints) if checkpoints.is_dir() else [checkpoints]
     if not paths or not paths[0].is_file():
         raise ValueError(f"no checkpoints at {checkpoints}: expected a .ckpt file or a folder of examples-*.ckpt")
@@ -151,26 +160,44 @@ def evaluate_checkpoints(
     data.setup("predict")
     judge = None if gold_model is None else gold_judge(gold_model, data, gold_temperature)
     evaluator = Evaluator(
-        data, load_policy(reference_path), judge, num_prompts=num_prompts, opponent=opponent, seed=seed
+        data,
+        load_policy(reference_path),
+        judge,
+        num_prompts=num_prompts,
+        opponent=opponent,
+        seed=seed,
+        sampler=sample_here if server is None else server.sample,
     )
+    rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)
+    if server is not None:
+        evaluator.settings["sampler"] = "a completions server"
     out = out or paths[0].parent.parent / "evaluation"
     with progress_bar() as progress:
-        task = progress.add_task("evaluating", total=(len(paths) + 1) * num_prompts)
-        evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n))
+        policies = sum(len(paths) if row == "checkpoint" else 1 for row in rows)
+        task = progress.add_task("evaluating", total=policies * num_prompts)
+        evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n), rows)
     if client is not None and run_id is not None:
         record_evaluations(client, run_id, evaluations, out, evaluator)
     print_evaluations(evaluations)
+    if server is not None:
+        print_agreement(evaluations, server)
     print(f"completions in {out}" + (f", metrics in run {run_id}" if run_id else ""))
 
 
 def evaluate_paths(
-    evaluator: Evaluator, paths: Sequence[Path], out: Path, on_batch: Callable[[int], None]
+    evaluator: Evaluator,
+    paths: Sequence[Path],
+    out: Path,
+    on_batch: Callable[[int], None],
+    rows: Collection[Row] = ("reference", "checkpoint"),
 ) -> dict[int, CheckpointEvaluation]:
     """Evaluate checkpoints of one run, the reference first, by examples seen; keep completions in ``out``."""
     first = read_model_checkpoint(paths[0])
     alignment = alignment_of(first)
-    evaluations = {0: evaluator.evaluate(evaluator.reference, alignment, on_batch)}
-    for path in paths:
+    evaluations: dict[int, CheckpointEvaluation] = {}
+    if "reference" in rows:
+        evaluations[0] = evaluator.evaluate(evaluator.reference, alignment, on_batch)
+    for path in paths if "checkpoint" in rows else ():
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
@@ -210,3 +237,16 @@ def print_evaluations(evaluations: dict[int, CheckpointEvaluation]) -> None:
         if "eval/win_rate" in metrics:
             win = f"{metrics['eval/win_rate']:.3f} +- {metrics['eval/win_rate_se']:.3f}"
         print(f"{examples_seen:>10} {kl:>16} {win:>16} {metrics['eval/response_tokens']:>7.1f}")
+
+
+def print_agreement(evaluations: dict[int, CheckpointEvaluation], server: CompletionServer) -> None:
+    """How far the server's log-probabilities are from ours: what its rounding may add to KL."""
+    for metrics, _ in evaluations.values():
+        if "eval/sampler_kl_nats" not in metrics:
+            print(f"warning: {server.url} gives no log-probabilities, so whether it has this very policy is unknown")
+            continue
+        print(
+            f"sampled by {server.url}, which is {metrics['eval/sampler_kl_nats']:.3g} nats of KL a response from "
+            "the policy here; log-probabilities differ by at most "
+            f"{metrics['eval/sampler_largest_difference_nats']:.3g} nats at a token"
+        )

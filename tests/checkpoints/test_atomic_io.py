@@ -1,7 +1,5 @@
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +8,12 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
+from full_disk import no_file_larger_than
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.modules.checkpoint_schedule import CheckpointSchedule, checkpoint_paths
 from overopt.modules.sft import SFTModule
 from tiny import FAST, TINY
-
-
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """A disk with so much room: a write beyond it fails in the kernel (Python ignores the signal)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def content(value: float, size: int = 100_000) -> dict[str, Any]:

@@ -6,7 +6,13 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from overopt.data.packing import Packing
-from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, sample_completions
+from overopt.evaluation.sampling import (
+    EvaluationPrompt,
+    RescoredCompletions,
+    evaluation_prompts,
+    rescore,
+    sample_here,
+)
 from overopt.models.policy import Policy, load_policy
 
 END = 0
@@ -22,6 +28,13 @@ def small_vocabulary_policy(seed: int, tokenizer) -> Policy:
             parameter.add_(0.3 * torch.randn_like(parameter))
     assert tokenizer.eos_token_id == END
     return Policy(causal_lm, tokenizer)
+
+
+def sample_completions(
+    policy: Policy, reference: Policy, asked, limit: int, batch_size: int = 256
+) -> RescoredCompletions:
+    sampled = sample_here(policy, asked, max_response_tokens=limit, seed=0, batch_size=batch_size)
+    return rescore(policy, reference, asked, sampled, packing=Packing())
 
 
 @torch.inference_mode()
@@ -51,7 +64,7 @@ def test_kl_agrees_with_the_sum_over_all_responses(tiny_tokenizer):
             probability = math.exp(log_prob) / 2
             kl += probability * (log_prob - response_log_prob(reference, prompt.token_ids, response))
             unfinished += probability * (response[-1] != END)
-    sampled = sample_completions(policy, reference, prompts(1500), max_response_tokens=limit, seed=0, packing=Packing())
+    sampled = sample_completions(policy, reference, prompts(1500), limit)
     k1, k3 = sampled.kl.k1, sampled.kl.k3
     assert kl > 20 * k1.standard_error  # else agreement would say little
     assert k1.mean.item() == pytest.approx(kl, abs=3 * k1.standard_error.item())
@@ -63,9 +76,7 @@ def test_kl_agrees_with_the_sum_over_all_responses(tiny_tokenizer):
 def test_completions_hold_the_log_probs_of_the_ids_that_were_sampled(tiny_tokenizer):
     policy, reference = (small_vocabulary_policy(seed, tiny_tokenizer) for seed in (0, 1))
     asked = prompts(20)
-    sampled = sample_completions(
-        policy, reference, asked, max_response_tokens=5, seed=0, packing=Packing(), batch_size=7
-    )
+    sampled = sample_completions(policy, reference, asked, limit=5, batch_size=7)
     for prompt, completion in zip(asked, sampled.completions, strict=True):
         response = tuple(completion.token_ids)
         expected = [response_log_prob(model, prompt.token_ids, response) for model in (policy, reference)]
@@ -80,7 +91,7 @@ def test_completions_hold_the_log_probs_of_the_ids_that_were_sampled(tiny_tokeni
 
 def test_a_policy_is_at_no_distance_from_itself(tiny_tokenizer):
     policy = small_vocabulary_policy(0, tiny_tokenizer)
-    sampled = sample_completions(policy, policy, prompts(20), max_response_tokens=5, seed=0, packing=Packing())
+    sampled = sample_completions(policy, policy, prompts(20), limit=5)
     assert sampled.kl.k1.mean == sampled.kl.k1.standard_error == sampled.kl.k3.mean == 0
 
 
@@ -88,17 +99,14 @@ def test_a_reference_without_a_number_is_not_taken_for_padding(tiny_tokenizer):
     policy, broken = (small_vocabulary_policy(0, tiny_tokenizer) for _ in range(2))
     with torch.no_grad():
         broken.causal_lm.get_output_embeddings().weight.fill_(torch.nan)
-    sampled = sample_completions(policy, broken, prompts(3), max_response_tokens=5, seed=0, packing=Packing())
+    sampled = sample_completions(policy, broken, prompts(3), limit=5)
     assert sampled.kl.k1.mean.isnan()
 
 
 def test_the_batch_size_changes_no_completion(tiny_tokenizer):
     policy, reference = (small_vocabulary_policy(seed, tiny_tokenizer) for seed in (0, 1))
     runs = [
-        sample_completions(
-            policy, reference, prompts(10), max_response_tokens=5, seed=0, packing=Packing(), batch_size=batch_size
-        )
-        for batch_size in (20, 3)
+        sample_completions(policy, reference, prompts(10), limit=5, batch_size=batch_size) for batch_size in (20, 3)
     ]
     for one, other in zip(*(run.completions for run in runs), strict=True):
         assert one.token_ids == other.token_ids

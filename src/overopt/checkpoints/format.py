@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
-from overopt.checkpoints.locations import pretrained, told_of_what_is_out_of_reach
+from overopt.checkpoints.locations import opening, pretrained
 from overopt.checkpoints.tokenizer import tokenizer_from_json, tokenizer_to_json
 
 #: Where the modules keep their parts in a Lightning checkpoint's state_dict.
@@ -39,7 +39,10 @@ class ModelDescription:
     def config(self) -> PretrainedConfig:
         """The configuration as transformers knows it."""
         values = json.loads(self.config_json)
-        return AutoConfig.for_model(values.pop("model_type"), **values)
+        config: PretrainedConfig = AutoConfig.for_model(values.pop("model_type"), **values)
+        # A stranger's file may name an implementation that would be fetched from the hub.
+        config._attn_implementation = None
+        return config
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer."""
@@ -145,8 +148,10 @@ def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
     if path.is_file() and path.suffix != ".gguf":
         return read_model_checkpoint(path).description.tokenizer()
     name, gguf_file = pretrained(location)
-    with told_of_what_is_out_of_reach("tokenizer", location):
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(name, gguf_file=gguf_file)
+    with opening("tokenizer", location):
+        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+            name, gguf_file=gguf_file, trust_remote_code=False
+        )
     # Where the files of one are missing, transformers makes an empty one of the model's kind.
     if not tokenizer("text", add_special_tokens=False).input_ids:
         raise ValueError(f"no tokenizer at {location}: the folder lacks tokenizer.json")

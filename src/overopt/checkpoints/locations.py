@@ -70,21 +70,37 @@ def pretrained(location: str | Path) -> Pretrained:
 
 
 @contextmanager
-def told_of_what_is_out_of_reach(what: str, location: str | Path) -> Iterator[None]:
-    """One line for what transformers throws where a model can't be read.
+def opening(what: str, location: str | Path) -> Iterator[None]:
+    """One line for whatever transformers and the parsers below it throw at what they can't read.
+
+    Args:
+        what: is opened: ``policy`` or ``tokenizer``.
+        location: what the user said.
 
     Raises:
         ValueError: in place of the error.
     """
     try:
         yield
-    except ImportError as error:
-        raise ValueError(f"{what} {str(location)!r} needs a package that is not installed: {error}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(
+    except Exception as error:  # the bytes decide what their parsers throw, bare Exceptions among it
+        raise ValueError(_what_is_wrong(what, location, error)) from error
+
+
+def _what_is_wrong(what: str, location: str | Path, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"the {what} of {location} needs Python code of its own, which is never run: give a model of an "
+            "architecture that transformers has"
+        )
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if isinstance(error, ImportError):
+        return f"{what} {str(location)!r} needs a package that is not installed ({reason})"
+    if isinstance(error, OSError) and not Path(location).exists():
+        return (
             f"no {what} {str(location)!r} as a file, a folder or in reach of the hub; give a .ckpt or .gguf file, or a "
-            "folder with config.json, weights and tokenizer (a hub model's, downloaded elsewhere)"
-        ) from error
+            "folder with config.json, weights and tokenizer: a hub model's, downloaded elsewhere"
+        )
+    return f"{location} can't be opened as a {what}, half-written perhaps ({reason})"
 
 
 def _names_a_path(path: Path, name: str) -> bool:

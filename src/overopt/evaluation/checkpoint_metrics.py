@@ -11,7 +11,7 @@ import torch
 from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion
-from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, sample_completions
+from overopt.evaluation.sampling import EvaluationPrompt, Sampler, evaluation_prompts, rescore, sample_here
 from overopt.evaluation.win_rate import win_rate
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
@@ -47,7 +47,7 @@ class Evaluator:
         num_prompts: held-out prompts, one a post.
         opponent: ``human`` or ``preferred``; see :func:`overopt.evaluation.sampling.evaluation_prompts`.
         seed: fixes the draws; the same for all checkpoints, which therefore share their noise.
-        batch_size: prompts at a time.
+        sampler: what draws the samples; whichever it is, they are rescored here.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Evaluator:
         num_prompts: int = 256,
         opponent: str = "human",
         seed: int = 0,
-        batch_size: int = 256,
+        sampler: Sampler = sample_here,
     ) -> None:
         self.data = data
         self.reference = reference.eval()
@@ -67,7 +67,7 @@ class Evaluator:
         self.prompts: list[EvaluationPrompt] = evaluation_prompts(data, num_prompts, opponent)
         self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
         self._seed = seed
-        self._batch_size = batch_size
+        self._sampler = sampler
         self._reference_samples: tuple[list[Completion], dict[str, float]] | None = None
         attach_reference_log_probs(reference, data)
 
@@ -97,21 +97,22 @@ class Evaluator:
     def _sample_metrics(
         self, policy: Policy, on_batch: Callable[[int], None] | None
     ) -> tuple[list[Completion], dict[str, float]]:
-        sampled = sample_completions(
+        sampled = self._sampler(
             policy,
-            self.reference,
             self.prompts,
             max_response_tokens=self.data.max_response_tokens,
             seed=self._seed,
-            packing=self.data.packing,
-            batch_size=self._batch_size,
             on_batch=on_batch,
         )
-        completions, judged = self._judged(sampled.completions)
+        rescored = rescore(policy, self.reference, self.prompts, sampled, packing=self.data.packing)
+        if rescored.agreement is not None:
+            rescored.agreement.require_same_model()
+        completions, judged = self._judged(rescored.completions)
         return completions, {
-            "eval/kl_nats": float(sampled.kl.k1.mean),
-            "eval/kl_se": float(sampled.kl.k1.standard_error),
-            "eval/kl_k3_nats": float(sampled.kl.k3.mean),
+            "eval/kl_nats": float(rescored.kl.k1.mean),
+            "eval/kl_se": float(rescored.kl.k1.standard_error),
+            "eval/kl_k3_nats": float(rescored.kl.k3.mean),
+            **({} if rescored.agreement is None else rescored.agreement.metrics()),
             **judged,
             **_length_metrics(completions),
         }

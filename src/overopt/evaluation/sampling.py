@@ -1,7 +1,7 @@
-"""Policy -> completions on held-out prompts, rescored as sampled."""
+"""Policy -> completions on held-out prompts: drawn here or by a server, then rescored here as sampled."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from overopt.data.packing import Packing
 from overopt.data.splits import post_position
 from overopt.data.tokenization import end_of_text_id, padding_id
 from overopt.evaluation.records import Completion
+from overopt.evaluation.sampler_agreement import SamplerAgreement, sampler_agreement
 from overopt.metrics.kl import SequenceKL, SequenceKLEstimate, kl_k1, kl_k3, token_log_ratios
-from overopt.models.generation import sample_responses
+from overopt.models.generation import SampledResponse, sample_responses
 from overopt.models.policy import Policy
 from overopt.packed_tokens import PromptGroup
 
@@ -75,52 +76,93 @@ def evaluation_prompts(data: PreferenceDataModule, num_prompts: int, opponent: s
     return ordered[:num_prompts]
 
 
-class SampledCompletions(NamedTuple):
-    """Completions of one policy, and what they say of its distance from the reference."""
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws a response to each prompt from a policy's own distribution: temperature 1, nothing cut from it."""
 
-    completions: list[Completion]
-    kl: SequenceKLEstimate
+    def __call__(
+        self,
+        policy: Policy,
+        prompts: Sequence[EvaluationPrompt],
+        *,
+        max_response_tokens: int,
+        seed: int,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> list[SampledResponse]:
+        """One response per prompt, in their order.
+
+        Args:
+            policy: what is sampled from.
+            prompts: held-out prompts.
+            max_response_tokens: length limit, the end of text included.
+            seed: fixes the draws of each prompt.
+            on_batch: told how many more prompts are done.
+        """
+        ...
 
 
-def sample_completions(
+def sample_here(
     policy: Policy,
-    reference: Policy,
     prompts: Sequence[EvaluationPrompt],
     *,
     max_response_tokens: int,
     seed: int,
-    packing: Packing,
-    batch_size: int = 256,
     on_batch: Callable[[int], None] | None = None,
-) -> SampledCompletions:
-    """Sample one response per prompt at temperature 1 and rescore the sampled token ids in float32.
-
-    Args:
-        policy: what is sampled from.
-        reference: what it is compared with; may be the policy itself.
-        prompts: held-out prompts.
-        max_response_tokens: length limit, the end of text included.
-        seed: fixes the draws of each prompt.
-        packing: how samples are rescored.
-        batch_size: prompts sampled side by side.
-        on_batch: told after each sampled batch how many prompts it had.
-    """
-    end = end_of_text_id(policy.tokenizer)
-    sampled = sample_responses(
+    batch_size: int = 256,
+) -> list[SampledResponse]:
+    """The :class:`Sampler` of this process; ``batch_size`` prompts side by side."""
+    return sample_responses(
         policy.causal_lm,
         [prompt.token_ids for prompt in prompts],
-        eos_token_id=end,
+        eos_token_id=end_of_text_id(policy.tokenizer),
         max_response_tokens=max_response_tokens,
         seed=seed,
         batch_size=batch_size,
         on_batch=on_batch,
     )
+
+
+class RescoredCompletions(NamedTuple):
+    """Completions of one policy, and what they say of its distance from the reference.
+
+    Attributes:
+        completions: one a prompt.
+        kl: of the policy from the reference.
+        agreement: of a server's log-probabilities with ours; ``None`` where it gave none, or none drew the samples.
+    """
+
+    completions: list[Completion]
+    kl: SequenceKLEstimate
+    agreement: SamplerAgreement | None
+
+
+def rescore(
+    policy: Policy,
+    reference: Policy,
+    prompts: Sequence[EvaluationPrompt],
+    sampled: Sequence[SampledResponse],
+    *,
+    packing: Packing,
+) -> RescoredCompletions:
+    """Completions out of sampled token ids, their log-probabilities computed here, in float32, by the code that trains.
+
+    Whoever drew the samples, these are the numbers that count: a serving engine computes in another precision, and
+    a log-ratio is a small difference of large numbers.
+
+    Args:
+        policy: what was sampled from.
+        reference: what it is compared with; may be the policy itself.
+        prompts: held-out prompts.
+        sampled: a response to each.
+        packing: how samples go through the model.
+    """
     groups = [
         PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(sample.token_ids, np.int32),))
         for prompt, sample in zip(prompts, sampled, strict=True)
     ]
     kl = SequenceKL()
     completions: list[Completion | None] = [None] * len(prompts)
+    log_probs: list[list[float]] = [[]] * len(prompts)
     for places, tokens in packing.batches(groups, padding_id(policy.tokenizer)):
         tokens = move_data_to_device(tokens, policy.causal_lm.device)
         with torch.inference_mode():
@@ -133,6 +175,7 @@ def sample_completions(
         policy_totals = tokens.sums(of_tokens.double())
         for row, place in enumerate(places):
             prompt, sample = prompts[place], sampled[place]
+            log_probs[place] = policy_log_probs[row, mask[row]].tolist()
             completions[place] = Completion(
                 prompt_id=prompt.prompt_id,
                 prompt=prompt.text,
@@ -144,4 +187,7 @@ def sample_completions(
                 k3=float(k3[row]),
                 opponent=prompt.opponent,
             )
-    return SampledCompletions([c for c in completions if c is not None], kl.compute())
+    theirs = [sample.log_probs for sample in sampled]
+    return RescoredCompletions(
+        [c for c in completions if c is not None], kl.compute(), sampler_agreement(theirs, log_probs)
+    )

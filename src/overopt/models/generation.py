@@ -21,10 +21,12 @@ class SampledResponse:
     Attributes:
         token_ids: the sampled tokens, the end of text included when it came.
         finished: false where the length limit came first.
+        log_probs: of each token, by the server that drew it [nats]; ``None`` where it did not say, or none drew it.
     """
 
     token_ids: list[int]
     finished: bool
+    log_probs: list[float] | None = None
 
 
 def draw_tokens(

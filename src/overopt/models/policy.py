@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GPTNeoXConfig,
     PretrainedConfig,
@@ -17,9 +16,9 @@ from transformers import (
 )
 
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
-from overopt.checkpoints.locations import FRESH, pretrained, told_of_what_is_out_of_reach
 from overopt.models.compute import ComputeSettings
 from overopt.models.log_probs import response_log_probs
+from overopt.models.pretrained import open_pretrained, without_dropout
 from overopt.packed_tokens import PackedTokens
 
 
@@ -133,26 +132,18 @@ def load_policy(location: str | Path, compute: ComputeSettings = ComputeSettings
         compute: how it computes.
 
     Raises:
-        ValueError: nothing there, out of reach, or it can't be read.
+        ValueError: nothing there, out of reach, or it can't be read; see also
+            :func:`overopt.models.pretrained.open_pretrained`.
     """
     path = Path(location)
     if path.is_file() and path.suffix != ".gguf":
         checkpoint = read_model_checkpoint(path, POLICY_PREFIX)
-        causal_lm = AutoModelForCausalLM.from_config(_without_dropout(checkpoint.description.config()))
+        causal_lm = AutoModelForCausalLM.from_config(
+            without_dropout(checkpoint.description.config()), trust_remote_code=False
+        )
         causal_lm.load_state_dict(checkpoint.weights)
         return Policy(causal_lm, checkpoint.description.tokenizer(), compute)
-    name, gguf_file = pretrained(location)
-    with told_of_what_is_out_of_reach("policy", location):
-        config = _without_dropout(AutoConfig.from_pretrained(name, gguf_file=gguf_file))
-        if str(location).startswith(FRESH):
-            causal_lm = AutoModelForCausalLM.from_config(config, dtype="float32")
-        else:
-            causal_lm = AutoModelForCausalLM.from_pretrained(name, config=config, gguf_file=gguf_file, dtype="float32")
-            if gguf_file is not None:
-                # Loaded from GGUF a model is marked as quantised, though its weights are not, and can't be saved.
-                weights, causal_lm = causal_lm.state_dict(), AutoModelForCausalLM.from_config(config, dtype="float32")
-                causal_lm.load_state_dict(weights)
-    return Policy(causal_lm, load_tokenizer(location), compute)
+    return Policy(open_pretrained(location), load_tokenizer(location), compute)
 
 
 def weights_hash(policy: Policy) -> str:
@@ -162,10 +153,3 @@ def weights_hash(policy: Policy) -> str:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
-    for name, value in config.to_dict().items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
-            setattr(config, name, 0.0)
-    return config

@@ -55,7 +55,7 @@ def load_reward_model(path: str | Path) -> RewardModel:
     if not Path(path).is_file():
         raise ValueError(f"no reward model at {path}: expected a .ckpt file")
     checkpoint = read_model_checkpoint(Path(path), REWARD_PREFIX)
-    backbone = AutoModel.from_config(checkpoint.description.config())
+    backbone = AutoModel.from_config(checkpoint.description.config(), trust_remote_code=False)
     ComputeSettings().apply(backbone)
     reward_model = RewardModel(backbone, checkpoint.description.tokenizer())
     reward_model.load_state_dict(checkpoint.weights)
