@@ -131,6 +131,12 @@ def test_a_limit_keeps_examples_by_their_posts_whatever_their_order(make_data):
     assert posts(make_data(max_examples=10_000))[0] == posts(make_data())[0]
 
 
+def test_a_limit_of_what_is_held_out_leaves_training_as_it_is(make_data):
+    (training, few), (all_training, all_held_out) = posts(make_data(max_evaluation_examples=4)), posts(make_data())
+    assert (training, len(few)) == (all_training, 4)
+    assert few < all_held_out
+
+
 def test_setting_up_twice_changes_nothing(make_data):
     data = make_data()
     data.prepare_data()
@@ -221,6 +227,7 @@ def test_its_settings_are_kept_in_checkpoints(sft_checkpoint):
         ({"batch_size": 0}, "batch_size=0"),
         ({"micro_batch_tokens": 0}, "micro_batch_tokens=0"),
         ({"max_examples": 0}, "max_examples=0"),
+        ({"max_evaluation_examples": 0}, "max_evaluation_examples must be at least 1, got 0"),
         ({"source": "nowhere"}, "no data source 'nowhere'"),
         ({"evaluation_fraction": 0.7, "gold_fraction": 0.3}, "split fractions"),
         ({"splits": "published"}, "published splits say what is held out, got evaluation_fraction=0.3 too"),

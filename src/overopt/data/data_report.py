@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from overopt.checkpoints.whole_file import whole_file
-from overopt.data.datamodule import DemonstrationSet, PreferenceDataModule, PreferenceSet
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.example_sets import DemonstrationSet, PreferenceSet
 from overopt.data.schema import Demonstration, PreferenceExample
 from overopt.data.sources.base import SourceRead
 from overopt.data.splits import PARTS

@@ -1,22 +1,18 @@
 """The DataModule that SFT, reward modelling and alignment share."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-import torch
-from jaxtyping import Float
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerFast
 
 from overopt.checkpoints.format import load_tokenizer
+from overopt.data.example_sets import DemonstrationSet, PreferenceSet
 from overopt.data.packing import Packing
-from overopt.data.schema import Demonstration, PreferenceBatch, PreferenceExample
+from overopt.data.schema import Demonstration, PreferenceExample
 from overopt.data.sources import make_source
 from overopt.data.sources.base import SourceRead
 from overopt.data.splits import (
@@ -30,88 +26,13 @@ from overopt.data.splits import (
 )
 from overopt.data.step_loader import EvaluationLoader, StepLoader
 from overopt.data.tokenization import (
-    TokenizationCounts,
-    TokenizedDemonstration,
-    TokenizedPreference,
     padding_id,
     tokenize_demonstrations,
     tokenize_preferences,
     train_bpe,
 )
-from overopt.packed_tokens import PackedTokens
 
 ExampleT = TypeVar("ExampleT", bound=Demonstration | PreferenceExample)
-
-
-@dataclass
-class DemonstrationSet:
-    """Demonstrations of one split as text and as token ids, in one order.
-
-    Attributes:
-        examples: as the source gave them.
-        tokenized: the same as token ids.
-        counts: what tokenising cut.
-        packing: how they become tensors.
-        lengths: of each example as it goes through the model [tokens].
-        padding: token id written into padding.
-    """
-
-    examples: Sequence[Demonstration]
-    tokenized: Sequence[TokenizedDemonstration]
-    counts: TokenizationCounts
-    packing: Packing
-    lengths: Sequence[int]
-    padding: int
-
-    def __len__(self) -> int:
-        return len(self.tokenized)
-
-    def collate(self, indices: Sequence[int]) -> PackedTokens:
-        """The examples at these places as one batch."""
-        return self.packing.pack([self.tokenized[i].group for i in indices], self.padding)
-
-
-@dataclass
-class PreferenceSet:
-    """Labelled pairs of one split as text and as token ids, in one order.
-
-    Attributes:
-        examples: as the source gave them.
-        tokenized: the same as token ids.
-        counts: what tokenising cut.
-        packing: how they become tensors.
-        lengths: of each example as it goes through the model [tokens].
-        padding: token id written into padding.
-        reference_log_probs: of chosen and rejected responses, once a reference has been attached [nats].
-    """
-
-    examples: Sequence[PreferenceExample]
-    tokenized: Sequence[TokenizedPreference]
-    counts: TokenizationCounts
-    packing: Packing
-    lengths: Sequence[int]
-    padding: int
-    reference_log_probs: Float[np.ndarray, "pair 2"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokenized)
-
-    def collate(self, indices: Sequence[int]) -> PreferenceBatch:
-        """The pairs at these places as one batch."""
-        tokens = self.packing.pack([self.tokenized[i].group for i in indices], self.padding)
-        if self.reference_log_probs is None:
-            return PreferenceBatch(tokens, torch.full((len(indices), 2), torch.nan))
-        return PreferenceBatch(tokens, torch.from_numpy(self.reference_log_probs[list(indices)]))
-
-    @property
-    def tokens_hash(self) -> str:
-        """Hash of ids and token ids in order: what log-probabilities of the set depend on."""
-        digest = hashlib.sha256()
-        for example_id, *token_ids in self.tokenized:
-            digest.update(example_id.encode())
-            for ids in token_ids:
-                digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
-        return digest.hexdigest()
 
 
 class PreferenceDataModule(LightningDataModule):
@@ -135,6 +56,8 @@ class PreferenceDataModule(LightningDataModule):
             the prompt goes through the model once for each. Changes no result.
         packed: rows without padding; else one row an example, padded. Changes no result.
         max_examples: train on so many at most, chosen by the hash of their posts; all by default.
+        max_evaluation_examples: measure on so many held-out ones at most, chosen alike; all by default. Prompts that
+            checkpoints are sampled on are chosen from all.
         splits: ``hash`` splits by the post id, in the fractions below; ``published`` trains on the split ``train`` that
             the data was published with and holds out posts of its other splits that are not in ``train`` too. Post
             ids differ between copies of a dataset that give them and copies that don't: stages that read different
@@ -160,6 +83,7 @@ class PreferenceDataModule(LightningDataModule):
         shared_prompts: bool = True,
         packed: bool = True,
         max_examples: int | None = None,
+        max_evaluation_examples: int | None = None,
         splits: Literal["hash", "published"] = "hash",
         evaluation_fraction: float | None = None,
         gold_fraction: float | None = None,
@@ -167,8 +91,10 @@ class PreferenceDataModule(LightningDataModule):
         cache_dir: str = "outputs/cache",
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (max_examples is not None and max_examples < 1):
+        if min(batch_size, 1 if max_examples is None else max_examples) < 1:
             raise ValueError(f"batch_size and max_examples must be at least 1, got {batch_size=}, {max_examples=}")
+        if max_evaluation_examples is not None and max_evaluation_examples < 1:
+            raise ValueError(f"max_evaluation_examples must be at least 1, got {max_evaluation_examples}")
         if splits == "published" and evaluation_fraction is not None:
             raise ValueError(
                 f"published splits say what is held out, got {evaluation_fraction=} too: leave one of them out"
@@ -194,6 +120,7 @@ class PreferenceDataModule(LightningDataModule):
         self._tokenizer_location = tokenizer
         self._vocab_size = vocab_size
         self._max_examples = max_examples
+        self._max_evaluation_examples = max_evaluation_examples
         self._seed = seed
         self._read: SourceRead | None = None
         self._training: Sequence[Demonstration | PreferenceExample] = []
@@ -335,8 +262,8 @@ class PreferenceDataModule(LightningDataModule):
         """The examples to train on and those held out; settles tokenizer and fingerprint, which follow from them."""
         if not examples:
             raise ValueError(_no_examples(self.source.name, self._examples))
-        training = self._limited(self.part_of(examples, self._part))
-        held_out = self.part_of(examples, "evaluation")
+        training = _limited(self.part_of(examples, self._part), self._max_examples)
+        held_out = _limited(self.part_of(examples, "evaluation"), self._max_evaluation_examples)
         if not training:
             raise ValueError(
                 f"none of the {len(examples)} {self._examples} of source {self.source.name} falls into part "
@@ -345,14 +272,6 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer = self._make_tokenizer(training)
         self.fingerprint = fingerprint([*training, *held_out])
         return training, held_out
-
-    def _limited(self, examples: list[ExampleT]) -> list[ExampleT]:
-        limit = self._max_examples
-        if limit is None or len(examples) <= limit:
-            return examples
-        kept = sorted(examples, key=lambda e: (post_position("limit " + e.post_id), e.example_id))[:limit]
-        chosen = {e.example_id for e in kept}
-        return [e for e in examples if e.example_id in chosen]
 
     @property
     def _limits(self) -> dict[str, int]:
@@ -371,6 +290,14 @@ class PreferenceDataModule(LightningDataModule):
             return load_tokenizer(self._tokenizer_location)
         # Deterministic and a matter of seconds: each process trains its own rather than passing files.
         return train_bpe((part for e in training for part in (e.prompt.text, *_responses(e))), self._vocab_size)
+
+
+def _limited(examples: list[ExampleT], limit: int | None) -> list[ExampleT]:
+    if limit is None or len(examples) <= limit:
+        return examples
+    kept = sorted(examples, key=lambda e: (post_position("limit " + e.post_id), e.example_id))[:limit]
+    chosen = {e.example_id for e in kept}
+    return [e for e in examples if e.example_id in chosen]
 
 
 def _responses(example: Demonstration | PreferenceExample) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.example_sets import PreferenceSet
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion
 from overopt.evaluation.sampling import EvaluationPrompt, Sampler, evaluation_prompts, rescore, sample_here

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
-from overopt.data.datamodule import PreferenceDataModule, PreferenceSet
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.example_sets import PreferenceSet
 from overopt.data.packing import Ranks
 from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
 from overopt.data.schema import EvaluationBatch, PreferenceBatch
