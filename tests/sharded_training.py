@@ -123,6 +123,10 @@ def main(folder: Path) -> None:
     done["one token's logits at a time"] = run("dpo", folder, compute=ComputeSettings(logits_mib=0.001), **two)
     done["CPU offload"] = run("dpo", folder, cpu_offload=True, **two)
     done["bfloat16"] = run("dpo", folder, name="two-bfloat16", precision="bf16-mixed", **two)
+    try:
+        run("dpo", folder, resume_from=folder / "half.ckpt", **two)
+    except ValueError as error:
+        done["half-written checkpoint"] = {"losses": {}, "refused": str(error)}
     if rank_zero_only.rank == 0:
         (folder / "sharded.json").write_text(json.dumps(done))
 

@@ -52,6 +52,7 @@ def trained(tmp_path_factory, preference_folder, sft_checkpoint):
     folder = tmp_path_factory.mktemp("sharded")
     shutil.copytree(preference_folder, folder / "pairs")
     shutil.copyfile(sft_checkpoint, folder / "reference.ckpt")
+    (folder / "half.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
     one = {kind: run(kind, folder, name=f"one-{kind}") for kind in KINDS}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -113,6 +114,11 @@ def test_killed_inside_an_epoch_and_resumed_the_losses_go_on_as_if_nothing_had_h
     killed, resumed = two["killed"]["losses"], two["killed and resumed"]["losses"]
     assert HALF_WAY < max(killed) < max(two["dpo"]["losses"])
     assert resumed == pytest.approx(rest_of(two["dpo"]["losses"]), rel=1e-5)
+
+
+def test_a_half_written_checkpoint_is_refused_with_its_path_and_nobody_waits_for_ever(trained):
+    folder, _, two = trained
+    assert f"{folder / 'half.ckpt'} is no readable checkpoint" in two["half-written checkpoint"]["refused"]
 
 
 @pytest.mark.parametrize("how", ["activation checkpointing", "one token's logits at a time", "CPU offload"])
