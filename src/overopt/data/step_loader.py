@@ -64,19 +64,28 @@ class StepLoader:
         return -(-self.num_examples // self.batch_size)
 
     def __iter__(self) -> Iterator[StepBatch]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self.num_examples)
         # Past the first step only once after a resume: an epoch cut short (limit_train_batches) is not gone on with.
         resumed, self._first_step = self._first_step % len(self), 0
-        for step in range(resumed, len(self)):
-            first = step * self.batch_size
-            # Counted before it is handed out: a checkpoint written during the step resumes after it.
-            self._next_step = step + 1
-            yield self._step(order[first : first + self.batch_size].tolist())
+        for step, examples in enumerate(self._examples_of_steps()):
+            if step >= resumed:
+                # Counted before it is handed out: a checkpoint written during the step resumes after it.
+                self._next_step = step + 1
+                yield self._step(examples)
+
+    def passes(self) -> Iterator[list[list[list[int]]]]:
+        """Of each step of the epoch, for each rank: which examples go through the model together."""
+        return map(self._passes, self._examples_of_steps())
+
+    def _examples_of_steps(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self.num_examples)
+        for first in range(0, self.num_examples, self.batch_size):
+            yield order[first : first + self.batch_size].tolist()
+
+    def _passes(self, examples: list[int]) -> list[list[list[int]]]:
+        return [self._packing.shares(rank, self._lengths) for rank in deal(examples, self._lengths, self._world_size)]
 
     def _step(self, examples: list[int]) -> StepBatch:
-        of_ranks = [
-            self._packing.shares(rank, self._lengths) for rank in deal(examples, self._lengths, self._world_size)
-        ]
+        of_ranks = self._passes(examples)
         mine = of_ranks[self._rank]
         # A rank with fewer micro-batches goes along with the shortest example, which then counts nothing.
         fillers = max(map(len, of_ranks)) - len(mine)
