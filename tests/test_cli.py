@@ -46,7 +46,7 @@ def test_a_stages_help_shows_its_defaults_with_hyphens_and_loads_no_torch(stage,
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert "default:" in done.stdout
-    assert "--tracking-uri" in done.stdout or stage in ("data-report", "sample-pairs", "label-pairs")
+    assert "--tracking-uri" in done.stdout or stage in ("data-report", "sample-pairs", "label-pairs", "plan")
     assert "_uri" not in done.stdout.split("options:")[0]
 
 
@@ -121,6 +121,12 @@ BAD_INPUT = {
     "no checkpoint": (["evaluate", "gone"], "gone"),
     "store out of reach": (["report", "--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
     "store that is not there": (["report"], "mlflow.db"),
+    "unknown GPU": (["plan", "--gpu", "V1000"], "'V1000'"),
+    "no GPU": (["plan", "--gpus", "0"], "--gpus 0"),
+    "GPU without memory": (["plan", "--gpu-memory", "-80"], "--gpu-memory > 0"),
+    "memory that is no number": (["plan", "--gpu-memory", "80GB"], "80GB"),
+    "plan of a policy that is nowhere": (["plan", *DPO[1:], "--model.reference", "gone.ckpt"], "--architecture"),
+    "plan with an option that fit has not": (["plan", "--model.betta", "1"], "betta"),
     "training with a store out of reach": (
         [*FIT_PAIRS, "--trainer.logger.tracking_uri", "http://127.0.0.1:9"],
         "127.0.0.1:9",

@@ -248,6 +248,72 @@ def data_report(
     print_data_report(data, out)
 
 
+def plan(
+    fit_options: list[str],
+    gpus: int = 1,
+    gpu: str = "A100",
+    gpu_memory: float | None = None,
+    architecture: str | None = None,
+    utilisation: float = 0.35,
+    peak_tflops: float | None = None,
+    price_per_gpu_hour: float | None = None,
+    objectives: int = 3,
+    betas: int = 7,
+    seeds: int = 1,
+    sizes: int = 1,
+    num_prompts: int = 256,
+    sft_examples: int | None = None,
+    judge_calls_per_prompt: int = 1,
+    judge_price_per_call: float | None = None,
+    judge_price_per_million: list[float] | None = None,
+    judge_template_tokens: int = 180,
+    judge_output_tokens: int = 60,
+    out: Path | None = None,
+) -> None:
+    """Whether a training fits, how long it and its experiment take and what they cost, before anything is rented.
+
+    Takes the options of fit beside its own, configuration files among them: --config conf/tldr_dpo.yaml
+    --model.beta 0.05. Nothing is trained, no weights are opened.
+
+    Args:
+        fit_options: all options that are not this command's own.
+        gpus: devices that a training is given.
+        gpu: kind, for its rate and memory: A40, A100, H100, H200.
+        gpu_memory: of each device [GiB]; the kind's by default.
+        architecture: of the policy where the configuration's is not there yet: Hugging Face folder or name, such
+            as EleutherAI/pythia-1b (the Pythias need no hub).
+        utilisation: share of the peak rate that is reached; eager PyTorch on passes of some thousand tokens reaches
+            0.3 to 0.5, the default is cautious.
+        peak_tflops: of each device in the precision that trains [TFLOP/s]; the kind's by default.
+        price_per_gpu_hour: in any currency.
+        objectives: of the experiment.
+        betas: for each objective.
+        seeds: for each beta.
+        sizes: model sizes whose judge calls are counted together; hours are those of this size.
+        num_prompts: that each checkpoint is evaluated on.
+        sft_examples: demonstrations of the SFT before an alignment; TL;DR's 116,722 by default.
+        judge_calls_per_prompt: 2 where the judge is shown both orders.
+        judge_price_per_call: in any currency.
+        judge_price_per_million: of a million input and a million output tokens, two numbers.
+        judge_template_tokens: of a question besides the post and the two summaries.
+        judge_output_tokens: of an answer.
+        out: JSON file for all numbers.
+    """
+    from overopt.planning.command import print_plan
+    from overopt.planning.grid import Grid, JudgePrices
+    from overopt.planning.hardware import Hardware
+
+    print_plan(
+        fit_options,
+        Hardware(gpu, gpus, gpu_memory, utilisation, peak_tflops, price_per_gpu_hour),
+        Grid(objectives, betas, seeds, sizes, num_prompts, judge_calls_per_prompt),
+        JudgePrices(judge_price_per_call, judge_price_per_million, judge_template_tokens, judge_output_tokens),
+        architecture,
+        sft_examples,
+        out,
+    )
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data-report": data_report,
@@ -256,7 +322,10 @@ STAGES: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "report": report,
     "export": export,
+    "plan": plan,
 }
+#: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
+FIT_OPTIONS = "fit_options"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -338,16 +407,46 @@ def _run_stage(name: str, arguments: list[str]) -> None:
             return re.sub(r"--[a-z_]+", lambda option: option.group().replace("_", "-"), shown)
 
     stage = STAGES[name]
+    options = inspect.get_annotations(stage)
+    lists = [option for option, kind in options.items() if "list[" in str(kind)]
+    takes_fit = FIT_OPTIONS in options
+    fit_options: list[str] = []
+    if takes_fit:
+        arguments, fit_options = split_options(arguments, options)
     parser = Parser(
         prog=f"overopt {name}", description=(inspect.getdoc(stage) or "").split("\n\nArgs:")[0], exit_on_error=False
     )
-    parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_function_arguments(stage, as_group=False, as_positional=True)
-    lists = [option for option, kind in inspect.get_annotations(stage).items() if "list[" in str(kind)]
+    if not takes_fit:
+        parser.add_argument("--config", action="config", help="YAML file of these options")
+    parser.add_function_arguments(stage, as_group=False, as_positional=not takes_fit, skip={FIT_OPTIONS})
     parsed = parser.parse_args(normalise_options(arguments, lists))
     values: dict[str, Any] = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
-    stage(**values)
+    stage(**values, **({FIT_OPTIONS: normalise_options(fit_options)} if takes_fit else {}))
+
+
+def split_options(arguments: Sequence[str], own: Collection[str]) -> tuple[list[str], list[str]]:
+    """A stage's own options, and those that are not, each with its values.
+
+    >>> split_options(["--gpus", "2", "--model.beta", "1", "--gpu-memory=48"], ["gpus", "gpu_memory"])
+    (['--gpus', '2', '--gpu-memory=48'], ['--model.beta', '1'])
+    """
+    parted: tuple[list[str], list[str]] = ([], [])
+    to = parted[0]
+    for argument in arguments:
+        if argument.startswith("-") and not _is_number(argument):
+            option = argument.lstrip("-").partition("=")[0].replace("-", "_")
+            to = parted[0] if option in (*own, "h", "help") else parted[1]
+        to.append(argument)
+    return parted
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def normalise_options(arguments: Sequence[str], lists: Collection[str] | None = None) -> list[str]:

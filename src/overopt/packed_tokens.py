@@ -94,6 +94,54 @@ class PackedTokens(NamedTuple):
         return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=torch.nan)
 
 
+class PassShape(NamedTuple):
+    """How large a forward pass is: what its memory and time depend on, without its tensors.
+
+    Attributes:
+        tokens: of all rows, padding included.
+        targets: response tokens that are predicted.
+        groups: prompts with their responses.
+        longest: tokens of the longest group.
+        attended: pairs of a token and one that it may read, itself among them.
+        masked: whether attention needs a mask besides causal order: a prompt has several responses.
+        one_row: whether the groups are packed into one row.
+    """
+
+    tokens: int
+    targets: int
+    groups: int
+    longest: int
+    attended: int
+    masked: bool
+    one_row: bool
+
+
+def pass_shape(groups: Sequence[PromptGroup], *, one_row: bool = True) -> PassShape:
+    """The sizes of what :func:`pack` would make of the same groups.
+
+    >>> pass_shape([PromptGroup(np.array([7, 8]), (np.array([9]), np.array([9])))]).attended  # 1 + 2, then 3 twice
+    9
+    """
+    lengths = [group.num_tokens for group in groups]
+    longest = max(lengths)
+    attended = targets = 0
+    for group in groups:
+        prompt = len(group.prompt_ids)
+        attended += prompt * (prompt + 1) // 2
+        for response in map(len, group.responses):
+            attended += response * prompt + response * (response + 1) // 2
+            targets += response if prompt else response - 1
+    return PassShape(
+        tokens=sum(lengths) if one_row else longest * len(groups),
+        targets=targets,
+        groups=len(groups),
+        longest=longest,
+        attended=attended,
+        masked=any(len(group.responses) > 1 for group in groups),
+        one_row=one_row,
+    )
+
+
 def pack(groups: Sequence[PromptGroup], *, one_row: bool = True, padding_id: int = 0) -> PackedTokens:
     """Groups as tensors.
 

@@ -84,11 +84,11 @@ class TrackedConfig(SaveConfigCallback):
             trainer.logger.experiment.log_text(trainer.logger.run_id, text, "config.yaml")
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Run one of Lightning's commands."""
+def run(arguments: Sequence[str], cli: type[OveroptCLI] = OveroptCLI) -> OveroptCLI:
+    """Run one of Lightning's commands, or what ``cli`` makes of it."""
     quiet_lightning()
     strict = {"exit_on_error": False, "prog": "overopt"}
-    OveroptCLI(
+    return cli(
         model_class=StepModule,
         datamodule_class=PreferenceDataModule,
         subclass_mode_model=True,

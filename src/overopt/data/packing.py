@@ -141,10 +141,16 @@ class Packing:
             rank: this process.
             world_size: all processes.
         """
-        of_ranks = [self.shares(dealt, lengths) for dealt in deal(examples, lengths, world_size)]
+        of_ranks = self.shares_of_ranks(examples, lengths, world_size)
         missing = max(map(len, of_ranks)) - len(of_ranks[rank])
         shortest = [min(examples, key=lambda example: lengths[example])] if missing else []
         return of_ranks[rank], [shortest] * missing
+
+    def shares_of_ranks(
+        self, examples: Sequence[int], lengths: Sequence[int], world_size: int
+    ) -> list[list[list[int]]]:
+        """Each rank's forward passes, fillers not among them; arguments as in :meth:`rank_shares`."""
+        return [self.shares(dealt, lengths) for dealt in deal(examples, lengths, world_size)]
 
     def shares(self, examples: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
         """Examples, long ones first, parted into forward passes.

@@ -64,14 +64,23 @@ class StepLoader:
         return -(-self.num_examples // self.batch_size)
 
     def __iter__(self) -> Iterator[StepBatch]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self.num_examples)
         # Past the first step only once after a resume: an epoch cut short (limit_train_batches) is not gone on with.
         resumed, self._first_step = self._first_step % len(self), 0
-        for step in range(resumed, len(self)):
-            first = step * self.batch_size
-            # Counted before it is handed out: a checkpoint written during the step resumes after it.
-            self._next_step = step + 1
-            yield self._step(order[first : first + self.batch_size].tolist())
+        for step, examples in enumerate(self._examples_of_steps()):
+            if step >= resumed:
+                # Counted before it is handed out: a checkpoint written during the step resumes after it.
+                self._next_step = step + 1
+                yield self._step(examples)
+
+    def passes(self) -> Iterator[list[list[list[int]]]]:
+        """Of each step of the epoch, for each rank: which examples go through the model together."""
+        for examples in self._examples_of_steps():
+            yield self._packing.shares_of_ranks(examples, self._lengths, self._world_size)
+
+    def _examples_of_steps(self) -> Iterator[list[int]]:
+        order = np.random.default_rng([self._seed, self._epoch]).permutation(self.num_examples)
+        for first in range(0, self.num_examples, self.batch_size):
+            yield order[first : first + self.batch_size].tolist()
 
     def _step(self, examples: list[int]) -> StepBatch:
         mine, fillers = self._packing.rank_shares(examples, self._lengths, self._rank, self._world_size)

@@ -19,6 +19,7 @@ from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tok
 from overopt.models.compute import ComputeSettings
 from overopt.models.log_probs import response_log_probs
 from overopt.models.pretrained import open_pretrained, without_dropout
+from overopt.models.pythia import PythiaShape
 from overopt.packed_tokens import PackedTokens
 
 
@@ -44,17 +45,8 @@ class PythiaArchitecture:
 
     def config(self, tokenizer: PreTrainedTokenizerFast) -> GPTNeoXConfig:
         """The Hugging Face configuration for this shape and that tokenizer's vocabulary."""
-        return GPTNeoXConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=self.hidden_size,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            intermediate_size=4 * self.hidden_size,
-            max_position_embeddings=self.max_tokens,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            tie_word_embeddings=False,
-        )
+        shape = PythiaShape(self.hidden_size, self.num_layers, self.num_heads, len(tokenizer))
+        return shape.config(max_tokens=self.max_tokens, end_of_text=tokenizer.eos_token_id)
 
 
 #: Sizes of the embedded default, named by their parameters at a vocabulary of 2,048.

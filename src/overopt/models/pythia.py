@@ -22,6 +22,25 @@ class PythiaShape(NamedTuple):
     heads: int
     vocabulary: int = 50_304
 
+    def config(self, *, max_tokens: int = 2048, end_of_text: int = 0) -> GPTNeoXConfig:
+        """The Hugging Face configuration.
+
+        Args:
+            max_tokens: longest sequence.
+            end_of_text: id of the token that ends a response, and by Pythia's custom begins a text.
+        """
+        return GPTNeoXConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=4 * self.hidden,
+            max_position_embeddings=max_tokens,
+            bos_token_id=end_of_text,
+            eos_token_id=end_of_text,
+            tie_word_embeddings=False,
+        )
+
 
 #: Biderman et al. 2023 (arXiv:2304.01373), by the names on the hub.
 PYTHIA_SUITE = {
@@ -43,16 +62,4 @@ def pythia_config(name: str) -> GPTNeoXConfig | None:
         name: on the hub, such as ``EleutherAI/pythia-1b``; its deduplicated sister has the same shape.
     """
     shape = PYTHIA_SUITE.get(name.removeprefix(HUB_PREFIX).removesuffix("-deduped"))
-    if shape is None or not name.startswith(HUB_PREFIX):
-        return None
-    return GPTNeoXConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.hidden,
-        max_position_embeddings=2048,
-        bos_token_id=0,
-        eos_token_id=0,
-        tie_word_embeddings=False,
-    )
+    return None if shape is None or not name.startswith(HUB_PREFIX) else shape.config()
