@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input equivalence clean \
-	bench-training bench-ablation bench-growth bench-sampling bench-economy
+.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input equivalence sharding \
+	paper-trial clean bench-training bench-ablation bench-growth bench-sampling bench-economy bench-plan
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -43,6 +43,14 @@ bad-input: .venv/ready
 equivalence: .venv/ready
 	$(BIN)/python -m pytest -v tests/models tests/data/test_packing.py tests/test_packed_tokens.py
 
+# Two sharded processes on CPUs against one: losses, metrics, checkpoints either way, a kill inside an epoch.
+sharding: .venv/ready
+	$(BIN)/python -m pytest -v tests/test_sharding.py
+
+# The paper's configurations: what they say, full-size shapes on the meta device, steps on a tiny model, offline.
+paper-trial: .venv/ready
+	$(BIN)/python -m pytest -v tests/models/test_pythia.py tests/test_conf.py -k 'published or paper or trial or pretrained'
+
 # Measurements write tables to benchmarks/results/ and end with the ratio. They need an otherwise idle machine.
 # About 25 minutes on two cores; ARGS='--size 160m', '--prompt-tokens 60' or '--device cuda --size 1b' for others.
 bench-training: .venv/bench-ready
@@ -59,6 +67,10 @@ bench-sampling: .venv/bench-ready
 
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
+
+# Predicted against measured memory; about 3 minutes on two cores, ARGS='--device cuda' on a GPU.
+bench-plan: .venv/bench-ready
+	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
