@@ -36,7 +36,7 @@ from overopt.trainers import fit, quiet_lightning
 
 @dataclass(frozen=True)
 class Recipe:
-    """The embedded default's settings, found by the experiments that ``studies/recipe.md`` tells of.
+    """The embedded default's settings, found by the experiments that ``studies/README.md`` tells of.
 
     Attributes:
         betas: prices of divergence [reward / nat].

@@ -142,7 +142,8 @@ def test_a_file_that_can_not_be_read_is_no_reason_to_assume(tmp_path):
 def test_the_command_prints_a_verdict_and_writes_the_numbers(capsys, tmp_path):
     overlay = tmp_path / "tldr.yaml"
     overlay.write_text("data: {source: tldr_openai, max_examples: 2000}\ntrainer: {max_epochs: 1}\n")
-    policy = [*ALIGN, "--model.reference", "EleutherAI/pythia-1b", "--config", str(overlay), "--trainer.precision", "bf16-mixed"]
+    policy = [*ALIGN, "--model.reference", "EleutherAI/pythia-1b", "--config", str(overlay)]
+    policy += ["--trainer.precision", "bf16-mixed"]
     machine = ["--gpu", "A40", "--gpus", "2", "--gpu-memory", "48", "--price-per-gpu-hour=0.5"]
     main(["plan", *machine, *policy, "--sizes", "3", "--judge-price-per-call", "0.01", "--out", "plans/plan.json"])
     printed = capsys.readouterr().out
