@@ -16,9 +16,12 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -86,6 +89,8 @@ SKIPPED_FILES = re.compile(r"conftest|test_.*|.*_test|_pytesttester")
 # A summary longer than this is seldom one sentence, and would not fit a small model's response.
 MIN_SUMMARY_WORDS, MAX_SUMMARY_WORDS = 3, 16
 MIN_BODY_WORDS = 8
+# Parsing is all of the time; beyond so many processes, collecting what they found would be.
+MOST_WORKERS = 8
 # Some 500 tokens of a large vocabulary; whole lines. The rest would be cut again, and slow to tokenise.
 MAX_BODY_CHARACTERS = 2_000
 # With the rest of the template, a prompt of 56 tokens has room for it even at one token a byte.
@@ -197,12 +202,16 @@ def _read_packages(packages: Sequence[Package]) -> _Corpus:
     left_out: Counter[str] = Counter()
     rows = 0
     ids = ExampleIds()
-    with Progress(console=Console(stderr=True), transient=True) as progress, _garbage_collection_paused():
-        for package, root, file in progress.track(files, description="Reading docstrings (once)"):
+    with _mapping() as over_files, ExitStack() as stack:
+        # Started before the progress bar, whose thread no process should be forked beside.
+        of_files = over_files(_docstrings, [file for _, _, file in files])
+        progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+        read = progress.track(
+            zip(files, of_files, strict=True), total=len(files), description="Reading docstrings (once)"
+        )
+        for (package, root, file), documented in read:
             module = ".".join((package, *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
-            try:
-                documented = _docstrings(file)
-            except (SyntaxError, ValueError):  # ValueError: not UTF-8, or null bytes
+            if documented is None:
                 left_out[UNREADABLE] += 1
                 continue
             for qualified_name, docstring in documented:
@@ -222,12 +231,18 @@ def _read_packages(packages: Sequence[Package]) -> _Corpus:
 
 
 @contextmanager
-def _garbage_collection_paused() -> Iterator[None]:
-    """Syntax trees have no cycles to collect, and looking for some doubles the time of parsing."""
+def _mapping() -> Iterator[Callable[..., Iterable[Any]]]:
+    """``map`` over all cores, where processes can be forked: that imports nothing again and needs no main guard."""
+    # Syntax trees have no cycles to collect, and looking for some doubles the time of parsing.
     was_on = gc.isenabled()
     gc.disable()
     try:
-        yield
+        if sys.platform != "linux":
+            yield map
+            return
+        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        with ProcessPoolExecutor(workers, mp_context=get_context("fork")) as executor:
+            yield partial(executor.map, chunksize=32)
     finally:
         if was_on:
             gc.enable()
@@ -244,9 +259,15 @@ def _files(package: Package) -> Iterator[tuple[Path, Path]]:
                 yield root, file
 
 
-def _docstrings(file: Path) -> list[tuple[str, str]]:
-    """Qualified name (empty for the module) and docstring of every documented object in a file."""
-    source = file.read_text(encoding="utf-8")
+def _docstrings(file: Path) -> list[tuple[str, str]] | None:
+    """Qualified name (empty for the module) and docstring of every documented object in a file that can be parsed."""
+    try:
+        return _documented_in(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError):  # ValueError: not UTF-8, or null bytes
+        return None
+
+
+def _documented_in(source: str) -> list[tuple[str, str]]:
     # Parsing is nearly all of the time, and a fifth of the files have no docstring with a second paragraph.
     if "'''" not in source and not any("\n\n" in quoted for quoted in source.split('"""')[1::2]):
         return []
