@@ -6,16 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from live_tensors import LiveTensors
 from transformers import GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from overopt.models.activation_memory import (
     ComputeTypes,
+    after_layers_bytes,
+    angles_bytes,
     compute_types,
     layer_bytes,
     layer_input_bytes,
+    layer_temporaries_bytes,
     logits_memory,
-    outside_layers_bytes,
 )
 from overopt.models.compute import ComputeSettings
 from overopt.models.log_probs import response_log_probs
@@ -78,7 +81,8 @@ def saved_bytes(config, groups, precision, *, one_row, logits_mib, checkpointing
 def predicted_bytes(config, groups, types, *, one_row, logits_mib):
     model, sizes = model_shape(config), pass_shape(groups, one_row=one_row)
     kept = logits_memory(model, sizes.targets, logits_mib, types).kept
-    return model.layers * layer_bytes(model, sizes, types, "cpu") + outside_layers_bytes(model, sizes, types) + kept
+    outside = angles_bytes(model, sizes, types) + after_layers_bytes(model, sizes, types) + kept
+    return model.layers * layer_bytes(model, sizes, types, "cpu") + outside
 
 
 @pytest.mark.parametrize("one_row", [True, False], ids=["packed", "padded"])
@@ -89,6 +93,27 @@ def test_what_autograd_keeps_is_what_the_sizes_say(config, precision, types, num
     settings = {"one_row": one_row, "logits_mib": 0.05}
     counted = saved_bytes(config, groups(num_responses), precision, **settings)
     assert predicted_bytes(config, groups(num_responses), types, **settings) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("one_row", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("config", [CONFIGS["pythia"], CONFIGS["llama with shared keys"]], ids=["pythia", "llama"])
+def test_what_a_layer_frees_is_what_it_makes_and_does_not_keep(config, one_row):
+    made, kept = [], []
+    for layers in (2, 3):  # what comes with one layer more
+        deeper = type(config)(**config.to_dict() | {"num_hidden_layers": layers})
+        model = AutoModelForCausalLM.from_config(deeper)
+        ComputeSettings().apply(model)
+        with LiveTensors() as live:
+            for parameter in model.parameters():
+                live.add(parameter)
+            before, live.made = live.now, 0
+            log_probs = response_log_probs(model, pack(groups(2), one_row=one_row), logits_mib=0.05)
+            made.append(live.made)
+            kept.append(live.now - before)
+        del log_probs
+    sizes = pass_shape(groups(2), one_row=one_row)
+    freed = (made[1] - made[0]) - (kept[1] - kept[0])
+    assert layer_temporaries_bytes(model_shape(config), sizes, FLOAT32[1]) == pytest.approx(freed, rel=0.03)
 
 
 @pytest.mark.parametrize(("precision", "types"), [FLOAT32, AUTOCAST], ids=["float32", "autocast"])
@@ -108,9 +133,8 @@ def test_under_activation_checkpointing_a_layers_input_is_kept():
     kept = logits_memory(model, sizes.targets, 0.05, types).kept
     inputs = model.layers * layer_input_bytes(model, sizes, types)
     assert inputs == 3 * 4 * sizes.tokens * 64
-    # Hooks see no keyword arguments of a checkpointed layer: the mask, and the angles of 4 of a head's 16 elements.
-    unseen = sizes.groups * sizes.longest**2 + 4 * 2 * 4 * sizes.tokens
-    assert inputs + outside_layers_bytes(model, sizes, types) + kept == pytest.approx(counted + unseen, rel=0.03)
+    # Hooks see no keyword arguments of a checkpointed layer, which the angles and the mask are.
+    assert inputs + after_layers_bytes(model, sizes, types) + kept == pytest.approx(counted, rel=0.03)
 
 
 def test_a_layer_by_hand():

@@ -2,15 +2,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from live_tensors import LiveTensors
 from torch.optim import AdamW, RMSprop
 from transformers import AutoModelForCausalLM
 
 from overopt.models.activation_memory import compute_types
 from overopt.models.compute import ComputeSettings
+from overopt.models.log_probs import response_log_probs
 from overopt.models.memory import StepSetting, evaluation_bytes, peak, step_phases
 from overopt.models.model_shape import model_shape
 from overopt.models.pythia import PythiaShape
-from overopt.packed_tokens import PromptGroup, pass_shape
+from overopt.packed_tokens import PromptGroup, pack, pass_shape
 
 CONFIG = PythiaShape(64, 3, 4, 1000).config()
 MODEL = model_shape(CONFIG)
@@ -23,6 +26,47 @@ MIXED = StepSetting(compute_types("bf16-mixed", sharded=False, device="cuda"))
 
 def at_peak(setting):
     return peak(step_phases(MODEL, SIZES, setting)).parts
+
+
+def step_on_cpu(compute=ComputeSettings(logits_mib=0.2)):
+    """Peaks of a step's passes and of its update, as tensors are made and freed, and the phases as predicted."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIG)
+    compute.apply(model)
+    model.train()
+    optimizer = RMSprop(model.parameters())
+    draw = np.random.default_rng(0)
+    pairs = [PromptGroup(draw.integers(0, 1000, 300), tuple(draw.integers(0, 1000, (2, 60)))) for _ in range(4)]
+    peaks = []
+    with LiveTensors() as live:
+        for parameter in model.parameters():
+            live.add(parameter)
+        for _ in range(2):  # the optimiser's states come with the first update
+            optimizer.zero_grad()
+            for _ in range(2):
+                live.peak = live.now
+                loss = response_log_probs(model, pack(pairs), logits_mib=compute.logits_mib).sum()
+                peaks.append(live.peak)
+                live.peak = live.now
+                loss.backward()
+                peaks.append(live.peak)
+                del loss
+            live.peak = live.now
+            optimizer.step()
+            peaks.append(live.peak)
+    # A GPU's: holes in the heap are no tensors.
+    setting = replace(FLOAT32, compute=compute)
+    return peaks[-3:], [phase.parts for phase in step_phases(MODEL, pass_shape(pairs), setting)]
+
+
+@pytest.mark.parametrize("logits_mib", [0.2, 100.0], ids=["logits in chunks", "logits at once"])
+def test_every_phase_holds_what_its_tensors_take(logits_mib):
+    (forward, backward, update), parts = step_on_cpu(ComputeSettings(logits_mib=logits_mib))
+    assert parts[0].total == pytest.approx(forward, rel=0.02)
+    assert max(parts[1].total, parts[2].total, parts[3].total) == pytest.approx(backward, rel=0.02)
+    # CPUs update parameter after parameter, GPUs all at once.
+    largest, every = 4 * 64_000, 4 * PARAMETERS
+    assert parts[4].total - every + largest == pytest.approx(update, rel=0.02)
 
 
 def test_weights_gradients_and_states_are_four_bytes_a_parameter_each():
@@ -50,9 +94,8 @@ def test_sharding_divides_what_is_kept_and_nothing_of_the_activations():
     assert at_peak(four).optimizer == at_peak(alone).optimizer // 4
     first = [step_phases(MODEL, SIZES, setting)[0].parts for setting in (alone, four)]
     assert first[0].activations == first[1].activations > 0
-    assert first[0].passing == 0
     # The root, and three times a layer, gathered.
-    assert first[1].passing == 4 * (2 * 64_000 + 128 + 3 * MODEL.layer_parameters)
+    assert first[1].passing - first[0].passing == 4 * (2 * 64_000 + 128 + 3 * MODEL.layer_parameters)
 
 
 def test_replicas_hold_all_and_a_copy_of_the_gradients():
@@ -96,3 +139,11 @@ def test_smaller_chunks_of_logits_take_less():
 def test_evaluation_holds_two_models_and_a_cache():
     # 2 models, and for each of 8 x 10 tokens, keys and values of 64 in 3 layers.
     assert evaluation_bytes(MODEL, prompts=8, tokens=10) == 4 * (2 * PARAMETERS + 8 * 10 * 2 * 64 * 3)
+
+
+def test_holes_in_the_heap_are_of_cpus_alone_and_grow_with_the_layers():
+    on_cpu, on_gpu = (step_phases(MODEL, SIZES, replace(FLOAT32, device=kind))[0].parts for kind in ("cpu", "cuda"))
+    deeper = replace(MODEL, layers=2 * MODEL.layers)
+    deep = step_phases(deeper, SIZES, replace(FLOAT32, device="cpu"))[0].parts
+    assert deep.passing - on_gpu.passing == pytest.approx(2 * (on_cpu.passing - on_gpu.passing), rel=1e-6)
+    assert on_cpu.passing > on_gpu.passing

@@ -72,12 +72,44 @@ def layer_bytes(model: ModelShape, sizes: PassShape, types: ComputeTypes, device
     return kept + (types.products * model.layer_matrices if types.casts_weights else 0)
 
 
-def outside_layers_bytes(model: ModelShape, sizes: PassShape, types: ComputeTypes) -> int:
-    """Kept once: rotary angles, the mask, the last norm, and the hidden states that predict."""
-    angles = 2 * sizes.tokens * model.rotary_size * types.residual
-    mask = sizes.groups * sizes.longest**2 if sizes.masked else 0
+def angles_bytes(model: ModelShape, sizes: PassShape, types: ComputeTypes) -> int:
+    """Cosines and sines of the rotary angles, which all layers read."""
+    return 2 * sizes.tokens * model.rotary_size * types.residual
+
+
+def mask_bytes(sizes: PassShape) -> int:
+    """Of the mask that all layers read; each makes one of its own type of it."""
+    return sizes.groups * sizes.longest**2 if sizes.masked else 0
+
+
+def after_layers_bytes(model: ModelShape, sizes: PassShape, types: ComputeTypes) -> int:
+    """Kept of the last norm, and the hidden states that predict."""
     norm = _norm(model, sizes, types) if model.family == "llama" else _norm_inputs(model, sizes, types, 1)
-    return angles + mask + norm + sizes.targets * model.hidden * types.products
+    return norm + sizes.targets * model.hidden * types.products
+
+
+def layer_temporaries_bytes(model: ModelShape, sizes: PassShape, types: ComputeTypes) -> int:
+    """Made and freed again in a layer's forward pass, all of it added up; exact in one type, without autocast."""
+    width, key_width = model.heads * model.head_size, model.key_value_heads * model.head_size
+    # For queries and for keys: two products with the angles, the rotated half and its negative, and the sum.
+    rotated = (model.heads + model.key_value_heads) * model.rotary_size * 9 // 2
+    if model.family == "gpt_neox":
+        elements = rotated + 3 * model.hidden  # the outputs of attention and of the MLP, and a sum of them
+        if sizes.one_row:
+            elements += 3 * width + 2 * width  # the product of queries, keys and values, then queries and keys whole
+    else:
+        # Squares in two norms with their means, and two outputs; then queries, keys and values as they were made.
+        elements = rotated + 4 * model.hidden + 4 + width + 2 * key_width
+        if not sizes.one_row:  # rotated queries are kept, and where they are not repeated, keys and values
+            elements -= width + (0 if _repeats(model, sizes) else 2 * key_width)
+    grid = sizes.groups * sizes.longest if sizes.one_row else 0
+    repeated = 2 * grid * key_width if _repeats(model, sizes) else 0  # keys and values before they are repeated
+    return (sizes.tokens * elements + repeated) * types.residual
+
+
+def _repeats(model: ModelShape, sizes: PassShape) -> bool:
+    """Whether keys and values are repeated for the queries that share them: SDPA shares them without a mask only."""
+    return sizes.masked and model.key_value_heads < model.heads
 
 
 def layer_input_bytes(model: ModelShape, sizes: PassShape, types: ComputeTypes) -> int:
