@@ -147,7 +147,7 @@ def load_tokenizer(location: str | Path) -> PreTrainedTokenizerFast:
     path = Path(location)
     if path.is_file() and path.suffix != ".gguf":
         return read_model_checkpoint(path).description.tokenizer()
-    name, gguf_file = pretrained(location)
+    name, gguf_file = pretrained("tokenizer", location)
     with opening("tokenizer", location):
         tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
             name, gguf_file=gguf_file, trust_remote_code=False

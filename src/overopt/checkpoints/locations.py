@@ -37,17 +37,18 @@ class Pretrained(NamedTuple):
     gguf_file: str | None = None
 
 
-def pretrained(location: str | Path) -> Pretrained:
+def pretrained(what: str, location: str | Path) -> Pretrained:
     """What to ask transformers for.
 
     Args:
+        what: is asked for: ``policy`` or ``tokenizer``.
         location: a Hugging Face folder, a hub name, a ``.gguf`` file, a name in :data:`PACKAGED`, or any of these
             after ``fresh:`` (the architecture and tokenizer without the weights).
 
     Raises:
         ValueError: the package of a packaged model is not installed, or a file or folder is not there.
 
-    >>> pretrained("fresh:EleutherAI/pythia-70m")
+    >>> pretrained("policy", "fresh:EleutherAI/pythia-70m")
     Pretrained(name='EleutherAI/pythia-70m', gguf_file=None)
     """
     name = str(location).removeprefix(FRESH)
@@ -62,10 +63,12 @@ def pretrained(location: str | Path) -> Pretrained:
     path = Path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ValueError(f"no policy at {name}: expected a .gguf file")
+            raise ValueError(f"no {what} at {name}: expected a .gguf file")
         return Pretrained(str(path.parent), path.name)
-    if _names_a_path(path, name) and not (path / "config.json").is_file():
-        raise ValueError(f"no policy at {name}: expected a .ckpt or .gguf file, or a folder with config.json")
+    # A tokenizer may come in a folder of its own.
+    is_there = path.is_dir() if what == "tokenizer" else (path / "config.json").is_file()
+    if _names_a_path(path, name) and not is_there:
+        raise ValueError(f"no {what} at {name}: expected a .ckpt or .gguf file, or a folder with config.json")
     return Pretrained(name)
 
 

@@ -19,7 +19,7 @@ def open_pretrained(location: str | Path) -> PreTrainedModel:
     Raises:
         ValueError: nothing there, a model that needs code of its own, or files that can't be read or lack weights.
     """
-    name, gguf_file = pretrained(location)
+    name, gguf_file = pretrained("policy", location)
     with opening("policy", location):
         config = without_dropout(AutoConfig.from_pretrained(name, gguf_file=gguf_file, trust_remote_code=False))
         # A file may name an implementation that would be fetched from the hub; the default is as good.

@@ -25,7 +25,7 @@ def architecture_of(location: str) -> PretrainedConfig:
     if pythia is not None:
         return pythia
     try:
-        name, gguf_file = pretrained(location)
+        name, gguf_file = pretrained("policy", location)
         config: PretrainedConfig = AutoConfig.from_pretrained(name, gguf_file=gguf_file, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
