@@ -68,7 +68,7 @@ bench-sampling: .venv/bench-ready
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
 
-# Predicted against measured memory; about 3 minutes on two cores, ARGS='--device cuda' on a GPU.
+# Predicted against measured memory; some minutes on two cores, ARGS='--device cuda' on a GPU.
 bench-plan: .venv/bench-ready
 	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
 

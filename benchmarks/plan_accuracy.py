@@ -19,8 +19,8 @@ from workload import SHAPES, write_model, write_pairs
 
 HERE = Path(__file__).parent
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "passing")
-# Enough for the heap's holes to have come.
-START = Training(steps=8)
+# The heap's holes come with the second step, when the optimiser's states are there.
+START = Training(steps=4)
 
 
 def compare(training: Training) -> tuple[dict[str, Any], float]:

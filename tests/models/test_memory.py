@@ -106,6 +106,8 @@ def test_offloaded_shards_are_not_on_the_device():
     parts = at_peak(replace(FLOAT32, shards=2, offloaded=True))
     assert (parts.weights, parts.gradients, parts.optimizer) == (0, 0, 0)
     assert parts.passing > 0
+    # Also on a single device, weights come and go layer by layer.
+    assert at_peak(replace(FLOAT32, offloaded=True)).passing >= 4 * (2 * 64_000 + MODEL.layer_parameters)
 
 
 def test_the_first_forward_pass_of_a_step_finds_no_gradients():

@@ -99,13 +99,17 @@ def test_smaller_passes_hold_less_and_sharding_divides():
 
 
 def test_where_it_does_not_fit_it_says_what_would():
-    cramped = plan(*PYTHIA_1B, *FEW, gpu="A40", gpu_memory=16.0, gpus=2).memory
+    mixed = [*PYTHIA_1B, *FEW, "--trainer.precision", "bf16-mixed"]
+    cramped = plan(*mixed, gpu="A40", gpu_memory=12.0, gpus=2).memory
     assert not cramped.fits
-    assert cramped.total > 16 * GIB
-    sharded = cramped.ways_out["--trainer.strategy fsdp"]
-    assert sharded < 16 * GIB
-    assert sharded == plan(*PYTHIA_1B, *FEW, "--trainer.strategy", "fsdp", gpu="A40", gpus=2).memory.total
-    assert plan(*PYTHIA_1B, *FEW, gpu="A40", gpus=2).memory.ways_out == {}
+    assert cramped.total > 12 * GIB
+    # Each way out takes what a plan with these options says.
+    fsdp = ["--trainer.strategy", "fsdp"]
+    sharded = cramped.ways_out[" ".join(fsdp)]
+    assert sharded < 12 * GIB
+    assert sharded == plan(*mixed, *fsdp, gpu="A40", gpus=2).memory.total
+    assert plan(*mixed, gpu="A40", gpus=2).memory.ways_out == {}
+    assert all(needed <= 12 * GIB for needed in cramped.ways_out.values())
 
 
 def test_every_pass_of_an_epoch_is_counted_once(preference_folder, sft_checkpoint):

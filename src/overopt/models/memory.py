@@ -57,6 +57,11 @@ class StepSetting:
     several_passes: bool = True
     log_probs: bool = True
 
+    @property
+    def gathers(self) -> bool:
+        """Whether weights come to the device layer by layer: from others, or from the host."""
+        return self.shards > 1 or self.offloaded
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -180,7 +185,7 @@ def _layer_gradients(model: ModelShape, sizes: PassShape, types: ComputeTypes) -
 
 def _embedding_gradient(model: ModelShape, setting: StepSetting) -> int:
     """Dense, as large as the embedding, and added to what is there."""
-    if setting.shards > 1:
+    if setting.gathers:
         return 0  # is among what is gathered
     return model.head_parameters * setting.types.weights
 
@@ -207,7 +212,7 @@ class _Gathered:
 
     @classmethod
     def of(cls, model: ModelShape, setting: StepSetting) -> "_Gathered":
-        if setting.shards == 1:
+        if not setting.gathers:
             return cls(0, 0, 0)
         each = setting.types.weights
         layer, root = model.layer_parameters, model.root_parameters

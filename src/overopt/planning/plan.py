@@ -187,7 +187,7 @@ def make_plan(
         grid=grid,
         workload=workload,
         epoch=epoch,
-        memory=_memory(shape, workload, epoch, setting, hardware),
+        memory=_memory(shape, workload, epoch, setting, hardware, settings.precision),
         evaluation_memory=evaluation_bytes(shape, min(EVALUATION_BATCH, grid.num_prompts), room),
         stages=_stages(shape, settings, workload, epoch, setting, hardware, grid, sft_examples),
         judge_calls=calls,
@@ -207,8 +207,11 @@ def _model(settings: FitSettings, architecture: str | None, workload: Workload) 
     return shape, model_name(config, shape.num_parameters)
 
 
-def _memory(shape: ModelShape, workload: Workload, epoch: Epoch, setting: StepSetting, hardware: Hardware) -> Memory:
-    largest = max(epoch.sizes, key=lambda sizes: peak(step_phases(shape, sizes, setting)).parts.total)
+def _memory(
+    shape: ModelShape, workload: Workload, epoch: Epoch, setting: StepSetting, hardware: Hardware, precision: str
+) -> Memory:
+    # Judged where activations are in memory, in the first three phases: the others are the same for all passes.
+    largest = max(epoch.sizes, key=lambda sizes: peak(step_phases(shape, sizes, setting)[:3]).parts.total)
     phases = step_phases(shape, largest, setting)
     highest = peak(phases)
     on_cpu = setting.device == "cpu"
@@ -216,41 +219,41 @@ def _memory(shape: ModelShape, workload: Workload, epoch: Epoch, setting: StepSe
     memory = Memory(phases, highest, runtime, None if on_cpu else int(hardware.memory_gib * GIB), largest, {})
     if memory.fits:
         return memory
-    return replace(memory, ways_out=_ways_out(shape, workload, epoch, setting, hardware))
+    return replace(memory, ways_out=_ways_out(shape, workload, epoch, setting, hardware, precision))
 
 
 def _ways_out(
-    shape: ModelShape, workload: Workload, epoch: Epoch, setting: StepSetting, hardware: Hardware
+    shape: ModelShape, workload: Workload, epoch: Epoch, setting: StepSetting, hardware: Hardware, precision: str
 ) -> dict[str, int]:
     """What makes it fit, the least costly first, with what it then takes."""
-    checkpointed = replace(setting, compute=replace(setting.compute, activation_checkpointing=True))
-    sharded = replace(setting, shards=hardware.gpus, replicas=1)
+    gathered = compute_types(precision, sharded=True, device=setting.device)
+    sharded = replace(setting, types=gathered, shards=hardware.gpus, replicas=1)
     longest = max(workload.packing.num_tokens(group) for group in workload.groups)
     smaller = max(longest, workload.packing.max_tokens // 4)
     small_passes = epoch_of(workload, hardware.gpus, packing=replace(workload.packing, max_tokens=smaller)).sizes
     fsdp, passes = "--trainer.strategy fsdp", f"--data.micro_batch_tokens {smaller}"
     checkpointing = "--model.compute.activation_checkpointing true"
     offload = "--trainer.strategy overopt.trainers.FullyShardedStrategy --trainer.strategy.cpu_offload true"
-    candidates: list[tuple[str, StepSetting, frozenset[PassShape], int]] = [
-        (passes, setting, small_passes, hardware.gpus),
-        (checkpointing, checkpointed, epoch.sizes, hardware.gpus),
-        (f"{checkpointing} {passes}", checkpointed, small_passes, hardware.gpus),
-    ]
-    if setting.shards == 1 and hardware.gpus > 1:
-        candidates.insert(0, (fsdp, sharded, epoch.sizes, hardware.gpus))
-        candidates.append((f"{fsdp} {checkpointing} {passes}", _checkpointed(sharded), small_passes, hardware.gpus))
-    for factor in (2, 4, 8):
-        more = hardware.gpus * factor
-        candidates.append((f"--gpus {more} {fsdp}", replace(sharded, shards=more), epoch.sizes, more))
-    offloaded = replace(_checkpointed(sharded), offloaded=True)
-    candidates.append((f"{offload} {checkpointing} {passes}", offloaded, small_passes, hardware.gpus))
-    found: dict[str, int] = {}
-    for option, changed, sizes, gpus in candidates:
+
+    def total(changed: StepSetting, sizes: frozenset[PassShape], gpus: int = hardware.gpus) -> int:
         tensors = max(peak(step_phases(shape, each, changed)).parts.total for each in sizes)
-        total = tensors + replace(hardware, gpus=gpus).runtime_bytes(tensors)
-        if total <= hardware.memory_gib * GIB:
-            found[option] = total
-    return found
+        return tensors + replace(hardware, gpus=gpus).runtime_bytes(tensors)
+
+    totals: dict[str, int] = {}
+    if setting.shards < hardware.gpus:
+        totals[fsdp] = total(sharded, epoch.sizes)
+        totals[f"{fsdp} {checkpointing} {passes}"] = total(_checkpointed(sharded), small_passes)
+    totals[passes] = total(setting, small_passes)
+    totals[checkpointing] = total(_checkpointed(setting), epoch.sizes)
+    totals[f"{checkpointing} {passes}"] = total(_checkpointed(setting), small_passes)
+    limit = hardware.memory_gib * GIB
+    for gpus in (2 * hardware.gpus, 4 * hardware.gpus, 8 * hardware.gpus):
+        totals[f"--gpus {gpus} {fsdp}"] = total(replace(sharded, shards=gpus), epoch.sizes, gpus)
+        if totals[f"--gpus {gpus} {fsdp}"] <= limit:
+            break  # still more would fit, too
+    offloaded = replace(_checkpointed(sharded), offloaded=True)
+    totals[f"{offload} {checkpointing} {passes}"] = total(offloaded, small_passes)
+    return {option: needed for option, needed in totals.items() if needed <= limit}
 
 
 def _checkpointed(setting: StepSetting) -> StepSetting:

@@ -1,5 +1,6 @@
 """A plan as text."""
 
+import math
 from dataclasses import fields
 
 from overopt.models.memory import Parts
@@ -53,9 +54,10 @@ def _memory(plan: Plan) -> list[str]:
         lines.append(f"  {_gib(needed)} GiB with {option}")
     if plan.judge_calls:
         prompts = min(EVALUATION_BATCH, plan.grid.num_prompts)
+        too_much = ": MORE THAN a device has" if plan.evaluation_memory > (memory.limit or math.inf) else ""
         lines.append(
             f"evaluation holds {_gib(plan.evaluation_memory)} GiB: policy, reference and the keys and values of "
-            f"{prompts} prompts, in float32"
+            f"{prompts} prompts, in float32{too_much}"
         )
     return lines
 
@@ -78,12 +80,13 @@ def _time(plan: Plan) -> list[str]:
         rate = f"at {hardware.utilisation:.0%} of {of:g} TFLOP/s"
         if plan.judge_calls and plan.settings.device == "cuda":
             rate += f", evaluation in float32 ({GPUS[hardware.gpu].float32:g}) on one device"
-    lines = [_row(f"time {rate}", ["runs", "FLOPs each", "hours each", "device hours"], widths=(6, 11, 11, 13))]
+    heads = ["runs", "FLOPs each", "hours each", "device hours"]
+    lines = [f"time {rate}", _row("  stage", heads, widths=(6, 12, 12, 14))]
     for stage in plan.stages:
         hours = ["-", "-"]
         if stage.hours is not None:
             hours = [f"{stage.hours:.2f}", f"{stage.runs * stage.devices * stage.hours:.1f}"]
-        lines.append(_row("  " + stage.name, [f"{stage.runs}", f"{stage.flops:.2e}", *hours], widths=(6, 11, 11, 13)))
+        lines.append(_row("  " + stage.name, [f"{stage.runs}", f"{stage.flops:.2e}", *hours], widths=(6, 12, 12, 14)))
     if plan.device_hours is not None:
         price = hardware.price_per_gpu_hour
         cost = "" if price is None else f", {plan.device_hours * price:,.2f} at {price:g} an hour"
