@@ -209,7 +209,8 @@ def _model(settings: FitSettings, architecture: str | None, workload: Workload) 
 def _memory(
     shape: ModelShape, workload: Workload, epoch: Epoch, setting: StepSetting, hardware: Hardware, precision: str
 ) -> Memory:
-    largest = max(epoch.sizes, key=lambda sizes: peak(step_phases(shape, sizes, setting)).parts.total)
+    # Judged where activations are in memory, in the first three phases: the others are the same for all passes.
+    largest = max(epoch.sizes, key=lambda sizes: peak(step_phases(shape, sizes, setting)[:3]).parts.total)
     phases = step_phases(shape, largest, setting)
     highest = peak(phases)
     on_cpu = setting.device == "cpu"
