@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input equivalence clean \
-	bench-training bench-ablation bench-growth bench-sampling bench-economy
+	bench-training bench-ablation bench-growth bench-sampling bench-economy bench-plan
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -59,6 +59,10 @@ bench-sampling: .venv/bench-ready
 
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
+
+# Predicted against measured memory; some minutes on two cores, ARGS='--device cuda' on a GPU.
+bench-plan: .venv/bench-ready
+	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

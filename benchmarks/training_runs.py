@@ -101,21 +101,25 @@ def train(contenders: list[str], training: Training) -> dict[str, Result]:
     return results
 
 
-def _run(command: list[str], folder: Path, training: Training) -> Result:
+def run_python(command: list[str], folder: Path, out: Path) -> Any:
+    """What a program run in ``folder`` writes into the JSON file ``out``."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "HF_HUB_OFFLINE": "1",
     }
-    out = folder / "figures.json"
     out.unlink(missing_ok=True)
     done = subprocess.run(
         [sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False
     )
     if done.returncode or not out.is_file():
         raise SystemExit(f"{' '.join(command[:3])} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    figures = json.loads(out.read_text())
+    return json.loads(out.read_text())
+
+
+def _run(command: list[str], folder: Path, training: Training) -> Result:
+    figures = run_python(command, folder, folder / "figures.json")
     warm_up = min(2, training.steps - 1)
     seconds = float(np.median(figures["seconds"][warm_up:])) / training.batch_size
     return Result(seconds, figures["peak_bytes"] / 1e9, figures["losses"])
@@ -134,6 +138,12 @@ def _command(contender: str, folder: Path, training: Training) -> list[str]:
             "dtype": "float32" if training.device == "cpu" else "bfloat16",
         }
         return ["-m", "contenders.trl_dpo", *_options(options)]
+    return ["-m", "contenders.ours", "fit", *fit_options(folder, training), *OURS[contender]]
+
+
+def fit_options(folder: Path, training: Training) -> list[str]:
+    """Of overopt, for a training on the model and the pairs in ``folder``."""
+    out, model, pairs = folder / "figures.json", folder / "model", folder / "pairs.jsonl"
     settings: dict[str, Any] = {
         "model": "overopt.modules.direct_alignment.DirectAlignmentModule",
         "model.reference": model,
@@ -158,7 +168,7 @@ def _command(contender: str, folder: Path, training: Training) -> list[str]:
     }
     if training.micro_batch_tokens is not None:
         settings["data.micro_batch_tokens"] = training.micro_batch_tokens
-    return ["-m", "contenders.ours", "fit", *_options(settings), *OURS[contender]]
+    return _options(settings)
 
 
 def _options(settings: dict[str, Any]) -> list[str]:
