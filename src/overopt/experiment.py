@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from mlflow import MlflowClient
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -25,7 +26,7 @@ from overopt.evaluation.preference_pairs import (
 )
 from overopt.evaluation.records import write_completions
 from overopt.evaluation.sampling import sample_here
-from overopt.models.policy import load_policy
+from overopt.models.policy import Policy, load_policy
 from overopt.models.reward_model import load_reward_model
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective
@@ -59,10 +60,19 @@ def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes:
     return PreferenceDataModule(**{**checkpoint.data, "tokenizer": str(path), **changes})
 
 
+def open_policy(location: str | Path) -> Policy:
+    """A policy where stages without a Trainer compute: on the GPU, where there is one."""
+    return load_policy(location).to(_device())
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def gold_judge(path: str | Path, data: PreferenceDataModule, temperature: float) -> GoldRewardJudge:
     """The gold reward model in a checkpoint, as a judge of this data's responses."""
     return GoldRewardJudge(
-        load_reward_model(path),
+        load_reward_model(path).to(_device()),
         max_response_tokens=data.max_response_tokens,
         packing=data.packing,
         temperature=temperature,
@@ -80,7 +90,7 @@ def sample_pairs_to_file(
     seed: int,
 ) -> list[SampledPair]:
     """Stage ``sample-pairs``; see :func:`overopt.cli.sample_pairs`."""
-    opened = load_policy(policy)
+    opened = open_policy(policy)
     changes: dict[str, Any] = {"examples": "demonstrations"}
     if source is not None:
         changes |= {"source": source, "path": path}
@@ -161,7 +171,7 @@ def evaluate_checkpoints(
     judge = None if gold_model is None else gold_judge(gold_model, data, gold_temperature)
     evaluator = Evaluator(
         data,
-        load_policy(reference_path),
+        open_policy(reference_path),
         judge,
         num_prompts=num_prompts,
         opponent=opponent,
@@ -201,7 +211,7 @@ def evaluate_paths(
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
-        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(load_policy(path), alignment, on_batch)
+        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(open_policy(path), alignment, on_batch)
     for examples_seen, evaluation in evaluations.items():
         write_completions(completions_path(out, examples_seen), evaluation.completions)
     return evaluations

@@ -18,11 +18,12 @@ from overopt.experiment import (
     evaluate_paths,
     gold_judge,
     label_pairs_to_folder,
+    open_policy,
     progress_bar,
     record_evaluations,
     sample_pairs_to_file,
 )
-from overopt.models.policy import EMBEDDED_SIZES, load_policy
+from overopt.models.policy import EMBEDDED_SIZES
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective, DirectAlignmentModule
 from overopt.modules.optimizers import OptimizerSettings
@@ -303,7 +304,7 @@ def _align_all(
     )
     evaluator = Evaluator(
         data,
-        load_policy(reference),
+        open_policy(reference),
         gold_judge(gold, data, recipe.gold_temperature),
         num_prompts=recipe.evaluation_prompts,
         seed=seed,

@@ -164,10 +164,10 @@ def rescore(
     completions: list[Completion | None] = [None] * len(prompts)
     log_probs: list[list[float]] = [[]] * len(prompts)
     for places, tokens in packing.batches(groups, padding_id(policy.tokenizer)):
-        tokens = move_data_to_device(tokens, policy.causal_lm.device)
+        on_device = move_data_to_device(tokens, policy.causal_lm.device)
         with torch.inference_mode():
-            of_tokens = policy(tokens)
-            policy_log_probs, reference_log_probs = tokens.padded(of_tokens), tokens.padded(reference(tokens))
+            of_tokens, of_reference = policy(on_device).cpu(), reference(on_device).cpu()
+        policy_log_probs, reference_log_probs = tokens.padded(of_tokens), tokens.padded(of_reference)
         mask = tokens.mask()
         kl.update(policy_log_probs, reference_log_probs, mask)
         ratios = token_log_ratios(policy_log_probs, reference_log_probs, mask)
