@@ -1,5 +1,6 @@
 """A Trainer as the stages use it, and the quiet that a person at a terminal wants."""
 
+import atexit
 import logging
 import warnings
 from pathlib import Path
@@ -74,6 +75,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         """Settle the number of processes, which is known only now."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        # Lightning does so for NCCL alone; the threads of gloo, left running, may abort a process that is done.
+        atexit.register(_leave_process_group)
 
     def model_to_device(self) -> None:
         """Move what sharding has left on the host; where weights are offloaded, they stay there."""
@@ -102,6 +105,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
             raise ValueError(problem)
         loaded: dict[str, Any] = super().load_checkpoint(checkpoint_path, weights_only=True)
         return loaded
+
+
+def _leave_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 class StageProgress(RichProgressBar):
