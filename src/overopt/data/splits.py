@@ -62,7 +62,7 @@ class SplitFractions:
 
 @runtime_checkable
 class Splits(Protocol):
-    """Decides which part each example belongs to; all examples of a post are in one part or in none."""
+    """Decides which part each example belongs to; no post has examples in two parts."""
 
     @property
     def statement(self) -> str:

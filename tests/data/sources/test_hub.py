@@ -264,7 +264,9 @@ def test_a_dataset_is_downloaded_once_and_then_read_without_its_hub(tmp_path, re
     write_feedback(hub / FEEDBACK / COMMIT)
     (hub / FEEDBACK / COMMIT / ".revision").write_text("refs/convert/parquet")
     with running_hub(hub) as (address, requests):
-        known, unknown, no_revision = read_elsewhere(FEEDBACK, "no/such", f"{FEEDBACK}@v7", HF_ENDPOINT=address)
+        names = [f"{FEEDBACK}:nothing", FEEDBACK, "no/such", f"{FEEDBACK}@v7"]
+        nothing, known, unknown, no_revision = read_elsewhere(*names, HF_ENDPOINT=address)
+    assert "it has no file nothing/*" in nothing
     assert known == [34, f"{FEEDBACK} (commit {COMMIT})"]
     assert "cannot read the dataset no/such: the hub has no such dataset" in unknown
     assert "it has no revision 'v7'" in no_revision

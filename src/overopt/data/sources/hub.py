@@ -78,9 +78,9 @@ class HubSource:
         match = _HUB_NAME.fullmatch(self.path)
         if match is None:
             self._cannot("there is no such folder, and it is no name that the hub could have")
-        return self._download(match["dataset"], match["revision"] or _CONVERTED.get(match["dataset"]), match)
+        return self._download(match)
 
-    def _download(self, dataset: str, revision: str | None, match: re.Match[str]) -> "_Copy":
+    def _download(self, name: re.Match[str]) -> "_Copy":
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
             GatedRepoError,
@@ -90,11 +90,12 @@ class HubSource:
             RevisionNotFoundError,
         )
 
-        configuration = match["configuration"]
-        if configuration is None and dataset in _CONVERTED:
-            configuration = _DEFAULT_CONFIGURATION
-        # A conversion has a folder for each configuration; elsewhere only the card knows whose the files are.
-        files = [f"{configuration}/*"] if dataset in _CONVERTED else list(_FILES)
+        dataset, revision, configuration, files = name["dataset"], name["revision"], name["configuration"], list(_FILES)
+        if dataset in _CONVERTED:
+            revision = revision or _CONVERTED[dataset]
+            configuration = configuration or _DEFAULT_CONFIGURATION
+            # A conversion has a folder for each configuration; elsewhere only the card knows whose the files are.
+            files = [f"{configuration}/*"]
         try:
             folder = snapshot_download(dataset, repo_type="dataset", revision=revision, allow_patterns=files)
         except GatedRepoError as error:
@@ -109,6 +110,8 @@ class HubSource:
             self._cannot(f"the hub is out of reach ({reason}) and the cache has no whole copy", error)
         except Exception as error:  # proxies, certificates, full disks: whatever else a download meets
             self._cannot(_one_line(error), error)
+        if not Path(folder).is_dir():
+            self._cannot(f"on the hub, it has no file {' or '.join(files)}")
         return _Copy(Path(folder), configuration, f"{self.path} (commit {Path(folder).name})")
 
     def _rows(self, copy: "_Copy") -> Iterator[Row]:
