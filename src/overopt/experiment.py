@@ -4,16 +4,15 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from mlflow import MlflowClient
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
-from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
 from overopt.evaluation.completion_server import CompletionServer
-from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.evaluation.preference_pairs import (
     LabelledPairs,
     SampledPair,
@@ -26,8 +25,8 @@ from overopt.evaluation.preference_pairs import (
 )
 from overopt.evaluation.records import write_completions
 from overopt.evaluation.sampling import sample_here
+from overopt.models.compute import stage_device
 from overopt.models.policy import Policy, load_policy
-from overopt.models.reward_model import load_reward_model
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective
 from overopt.tracking.runs import log_artifact, log_metrics, log_params
@@ -49,34 +48,9 @@ def progress_bar() -> Progress:
     )
 
 
-def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes: Any) -> PreferenceDataModule:
-    """The DataModule that a checkpoint was trained with, under its tokenizer.
-
-    Args:
-        checkpoint: the checkpoint's content.
-        path: its file, which brings the tokenizer.
-        changes: settings to change.
-    """
-    return PreferenceDataModule(**{**checkpoint.data, "tokenizer": str(path), **changes})
-
-
 def open_policy(location: str | Path) -> Policy:
     """A policy where stages without a Trainer compute: on the GPU, where there is one."""
-    return load_policy(location).to(_device())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def gold_judge(path: str | Path, data: PreferenceDataModule, temperature: float) -> GoldRewardJudge:
-    """The gold reward model in a checkpoint, as a judge of this data's responses."""
-    return GoldRewardJudge(
-        load_reward_model(path).to(_device()),
-        max_response_tokens=data.max_response_tokens,
-        packing=data.packing,
-        temperature=temperature,
-    )
+    return load_policy(location).to(stage_device())
 
 
 def sample_pairs_to_file(
@@ -130,8 +104,7 @@ def label_pairs_to_folder(
     if gold_model is None:
         labelled = label_by_human(pairs, seed=seed)
     else:
-        data = data_of_checkpoint(read_model_checkpoint(Path(gold_model)), gold_model)
-        labelled = label_by_gold(pairs, gold_judge(gold_model, data, gold_temperature), seed=seed)
+        labelled = label_by_gold(pairs, gold_reward_judge(Path(gold_model), gold_temperature), seed=seed)
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))
@@ -168,7 +141,7 @@ def evaluate_checkpoints(
     reference_path = first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
     data.setup("predict")
-    judge = None if gold_model is None else gold_judge(gold_model, data, gold_temperature)
+    judge = None if gold_model is None else gold_reward_judge(Path(gold_model), gold_temperature)
     evaluator = Evaluator(
         data,
         open_policy(reference_path),

@@ -14,9 +14,9 @@ from overopt.analysis.store_report import report_from_store
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import Evaluator
+from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.experiment import (
     evaluate_paths,
-    gold_judge,
     label_pairs_to_folder,
     open_policy,
     progress_bar,
@@ -305,7 +305,7 @@ def _align_all(
     evaluator = Evaluator(
         data,
         open_policy(reference),
-        gold_judge(gold, data, recipe.gold_temperature),
+        gold_reward_judge(gold, recipe.gold_temperature),
         num_prompts=recipe.evaluation_prompts,
         seed=seed,
     )

@@ -7,6 +7,7 @@ import torch
 from overopt.data.packing import Packing
 from overopt.evaluation.checkpoint_metrics import Evaluator
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.judges.protocol import Judge, ignore
 from overopt.evaluation.records import Verdict
 from overopt.models.policy import load_policy
 from overopt.models.reward_model import reward_model_from_policy
@@ -150,10 +151,12 @@ def test_without_a_judge_there_is_no_win_rate(data, sft_checkpoint, moved):
     assert {c.verdict for c in completions} == {"unjudged"}
 
 
-class Moody:
+class Moody(Judge):
     """Ties, wins and unreadable answers in turn."""
 
-    def judge(self, comparisons):
+    settings = {"judge": "moody"}  # noqa: RUF012
+
+    def judge(self, comparisons, on_verdict=ignore, budget=None):
         answers = [Verdict("tie", 0.5), Verdict("win", 1.0), Verdict("unreadable", None)]
         return [answers[i % 3] for i in range(len(comparisons))]
 
