@@ -79,6 +79,7 @@ class Verdict:
             read or refused.
         sample_reward: the judge's reward of the sample, where it has such a thing.
         answer: what the judge wrote, word for word, where it writes.
+        answered_by: the model that says it wrote it: of an alias, its snapshot.
         first_preferred: probability that it prefers the text that it read first, over the orders it was asked in;
             ``None`` where order does not matter or nothing could be read.
         cost: of the answer, in the currency of the price table; ``None`` without a price.
@@ -90,6 +91,7 @@ class Verdict:
     win_probability: float | None
     sample_reward: float | None = None
     answer: str | None = None
+    answered_by: str | None = None
     first_preferred: float | None = None
     cost: float | None = None
     input_tokens: int = 0
