@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlflow import MlflowClient
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
@@ -25,27 +24,17 @@ from overopt.evaluation.preference_pairs import (
 )
 from overopt.evaluation.records import write_completions
 from overopt.evaluation.sampling import sample_here
+from overopt.judging import Judging, judge_tags
 from overopt.models.compute import stage_device
 from overopt.models.policy import Policy, load_policy
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective
-from overopt.tracking.runs import log_artifact, log_metrics, log_params
+from overopt.progress import progress_bar
+from overopt.tracking.runs import log_artifact, log_metrics, log_params, set_tags
 from overopt.tracking.store import open_store
 
 Row = Literal["reference", "checkpoint"]
 """Which policies of a run are evaluated: the row at 0 examples, those of its checkpoints."""
-
-
-def progress_bar() -> Progress:
-    """A progress bar with time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
 
 
 def open_policy(location: str | Path) -> Policy:
@@ -63,7 +52,7 @@ def sample_pairs_to_file(
     max_evaluation_pairs: int | None,
     seed: int,
 ) -> list[SampledPair]:
-    """Stage ``sample-pairs``; see :func:`overopt.cli.sample_pairs`."""
+    """Stage ``sample-pairs``; see :func:`overopt.stages.sample_pairs`."""
     opened = open_policy(policy)
     changes: dict[str, Any] = {"examples": "demonstrations"}
     if source is not None:
@@ -97,7 +86,7 @@ def label_pairs_to_folder(
     gold_temperature: float,
     seed: int,
 ) -> LabelledPairs:
-    """Stage ``label-pairs``; see :func:`overopt.cli.label_pairs`."""
+    """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
     if (by == "gold") != (gold_model is not None):
         raise ValueError("labels by gold need --gold-model, labels by human take none")
     pairs = read_sampled_pairs(pairs_file)
@@ -113,8 +102,7 @@ def label_pairs_to_folder(
 
 def evaluate_checkpoints(
     checkpoints: Path,
-    gold_model: str | None,
-    gold_temperature: float,
+    judging: Judging | None,
     num_prompts: int,
     opponent: str,
     seed: int,
@@ -124,7 +112,7 @@ def evaluate_checkpoints(
     server: CompletionServer | None = None,
     server_has: Literal["checkpoint", "reference"] = "checkpoint",
 ) -> None:
-    """Stage ``evaluate``; see :func:`overopt.cli.evaluate`."""
+    """Stage ``evaluate``; see :func:`overopt.stages.evaluate`."""
     if server is not None and checkpoints.is_dir():
         raise ValueError(f"a server has one model: with --sampler-url give one checkpoint file, not {checkpoints}")
     paths = checkpoint_paths(checkpoints) if checkpoints.is_dir() else [checkpoints]
@@ -141,21 +129,20 @@ def evaluate_checkpoints(
     reference_path = first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
     data.setup("predict")
-    judge = None if gold_model is None else gold_reward_judge(Path(gold_model), gold_temperature)
-    evaluator = Evaluator(
-        data,
-        open_policy(reference_path),
-        judge,
-        num_prompts=num_prompts,
-        opponent=opponent,
-        seed=seed,
-        sampler=sample_here if server is None else server.sample,
-    )
     rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)
-    if server is not None:
-        evaluator.settings["sampler"] = "a completions server"
     out = out or paths[0].parent.parent / "evaluation"
     with progress_bar() as progress:
+        evaluator = Evaluator(
+            data,
+            open_policy(reference_path),
+            None if judging is None else judging.open(progress),
+            num_prompts=num_prompts,
+            opponent=opponent,
+            seed=seed,
+            sampler=sample_here if server is None else server.sample,
+        )
+        if server is not None:
+            evaluator.settings["sampler"] = "a completions server"
         policies = sum(len(paths) if row == "checkpoint" else 1 for row in rows)
         task = progress.add_task("evaluating", total=policies * num_prompts)
         evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n), rows)
@@ -206,6 +193,8 @@ def record_evaluations(
 ) -> None:
     """Log metrics at the examples seen, completions as artifacts, and how they were made."""
     log_params(client, run_id, evaluator.settings)
+    if evaluator.judge is not None:
+        set_tags(client, run_id, judge_tags(evaluator.judge))
     for examples_seen, evaluation in evaluations.items():
         log_metrics(client, run_id, evaluation.metrics, step=examples_seen)
         log_artifact(client, run_id, completions_path(out, examples_seen), "completions")

@@ -19,7 +19,6 @@ from overopt.experiment import (
     evaluate_paths,
     label_pairs_to_folder,
     open_policy,
-    progress_bar,
     record_evaluations,
     sample_pairs_to_file,
 )
@@ -30,6 +29,7 @@ from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
+from overopt.progress import progress_bar
 from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_artifact, log_params, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.trainers import fit, quiet_lightning
@@ -212,7 +212,7 @@ def run_quickstart(
     tracking_uri: str | None,
     recipe: Recipe = Recipe(),
 ) -> Path:
-    """Stage ``quickstart``; see :func:`overopt.cli.quickstart`.
+    """Stage ``quickstart``; see :func:`overopt.stages.quickstart`.
 
     Returns:
         The path of report.html.

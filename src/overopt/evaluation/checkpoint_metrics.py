@@ -125,7 +125,14 @@ class Evaluator:
             [Comparison(c.prompt_id, c.prompt, sample=c.response, opponent=c.opponent) for c in completions]
         )
         judged = [
-            replace(c, win_probability=v.win_probability, verdict=v.kind, gold_reward=v.sample_reward)
+            replace(
+                c,
+                win_probability=v.win_probability,
+                verdict=v.kind,
+                gold_reward=v.sample_reward,
+                judge_answer=v.answer,
+                first_preferred=v.first_preferred,
+            )
             for c, v in zip(completions, verdicts, strict=True)
         ]
         rate = win_rate(verdicts)

@@ -29,6 +29,8 @@ class Completion:
             where there was no judge or its verdict could not be read.
         verdict: ``graded``, ``win``, ``loss``, ``tie``, ``unreadable`` or ``unjudged``.
         gold_reward: the gold reward model's reward of the sample; ``None`` without one.
+        judge_answer: what the judge wrote, word for word, where it writes.
+        first_preferred: probability that it preferred the text that it read first, where order matters.
     """
 
     prompt_id: str
@@ -43,6 +45,8 @@ class Completion:
     win_probability: float | None = None
     verdict: str = "unjudged"
     gold_reward: float | None = None
+    judge_answer: str | None = None
+    first_preferred: float | None = None
 
     @property
     def response_tokens(self) -> int:

@@ -91,7 +91,7 @@ class ApiJudge(Judge):
         self._prices = prices
         self._price = None if table is None else table.models.get(model)
         self._factor = table.batch_factor if table is not None and mode == "batch" else 1.0
-        self.currency = None if table is None else table.currency
+        self._currency = "" if table is None else table.currency
 
     @property
     def reads_both(self) -> bool:
@@ -154,7 +154,7 @@ class ApiJudge(Judge):
             int(size / _USUAL_TOKEN) + count * _FRAME_TOKENS,
             count * min(_USUAL_ANSWER_TOKENS, self._max_output_tokens),
         )
-        return Estimate(count, usage.input_tokens, usage.output_tokens, self._cost(usage))
+        return Estimate(count, usage.input_tokens, usage.output_tokens, self._cost(usage), self._currency)
 
     def _requests(self, comparisons: Sequence[Comparison]) -> Iterator[Request]:
         settings = self.settings

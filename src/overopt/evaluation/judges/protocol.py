@@ -23,12 +23,14 @@ class Estimate(NamedTuple):
         input_tokens: of all of them, by the length of their text.
         output_tokens: of all answers.
         cost: in the currency of the price table; ``None`` where no price is known.
+        currency: of the price table.
     """
 
     calls: int = 0
     input_tokens: float = 0.0
     output_tokens: float = 0.0
-    cost: float | None = 0.0
+    cost: float | None = None
+    currency: str = ""
 
 
 @runtime_checkable

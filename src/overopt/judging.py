@@ -1,0 +1,280 @@
+"""Stage ``judge``: completions in, verdicts and what they say out, with progress, cost limit, cache and tracking."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mlflow import MlflowClient
+from rich.progress import Progress, TaskID
+
+from overopt.evaluation.judges.budget import Budget, CostLimitError
+from overopt.evaluation.judges.live_requests import UnansweredError
+from overopt.evaluation.judges.orders import Order, in_order
+from overopt.evaluation.judges.protocol import Estimate, Judge, OnVerdict, ignore
+from overopt.evaluation.judges.verdict_cache import Cached, VerdictCache
+from overopt.evaluation.records import Comparison, Verdict, read_json_lines, write_json_lines
+from overopt.evaluation.verdict_summary import VerdictSummary, summarise
+from overopt.progress import progress_bar
+from overopt.tracking.runs import (
+    find_run,
+    finishing,
+    log_artifact,
+    log_metrics,
+    log_params,
+    require_run,
+    set_tags,
+    start_run,
+)
+from overopt.tracking.store import open_store
+
+_JUDGING_TAG = "overopt.judging"
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How comparisons are judged.
+
+    Attributes:
+        judge: who judges.
+        order: in which a judge that reads both texts sees them.
+        seed: of the order.
+        cache: SQLite file of verdicts.
+        max_cost: of all verdicts; no limit by default.
+    """
+
+    judge: Judge
+    order: Order
+    seed: int
+    cache: Path
+    max_cost: float | None = None
+
+    def open(self, progress: Progress) -> "SupervisedJudge":
+        """The judge behind its cache, asked in the order wanted, with a bar on what it does.
+
+        Raises:
+            ValueError: the cache is none, or the cost limit is no cost.
+        """
+        budget = Budget(self.max_cost)
+        cached = Cached(self.judge, VerdictCache(self.cache))
+        return SupervisedJudge(in_order(cached, self.order, self.seed), budget, self.cache, progress)
+
+
+class SupervisedJudge(Judge):
+    """A judge that says beforehand what it will ask, shows how far it is, and keeps to a budget.
+
+    Args:
+        judge: answers from its cache first.
+        budget: shared by all that is judged.
+        cache: its file, for messages.
+        progress: gets a row.
+    """
+
+    def __init__(self, judge: Judge, budget: Budget, cache: Path, progress: Progress) -> None:
+        self._judge = judge
+        self._budget = budget
+        self._cache = cache
+        self._progress = progress
+        self._task: TaskID | None = None
+        self._total = 0
+
+    @property
+    def reads_both(self) -> bool:
+        """As the judge does."""
+        return self._judge.reads_both
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The judge's."""
+        return self._judge.settings
+
+    def judge(
+        self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None
+    ) -> list[Verdict]:
+        """The judge's verdicts.
+
+        Raises:
+            ValueError: it stopped; the message says how much is kept, and how to go on.
+        """
+        estimate = self.estimate(comparisons)
+        if estimate.calls:
+            self._progress.console.print(estimate_text(estimate, len(comparisons)), highlight=False)
+        self._total += len(comparisons)
+        if self._task is None:
+            self._task = self._progress.add_task("judging", total=self._total)
+        self._progress.update(self._task, total=self._total)
+        task, done = self._task, 0
+
+        def count(place: int, verdict: Verdict) -> None:
+            nonlocal done
+            done += 1
+            speed = self._progress.tasks[self._progress.task_ids.index(task)].speed
+            rate = f", {speed:.3g}/s" if speed else ""
+            cost = f", {self._budget.spent:.4g} {estimate.currency}" if self._budget.spent else ""
+            self._progress.update(task, advance=1, description=f"judging{rate}{cost}")
+            on_verdict(place, verdict)
+
+        try:
+            return self._judge.judge(comparisons, count, self._budget)
+        except (UnansweredError, CostLimitError) as error:
+            more = " with a higher --max-cost" if isinstance(error, CostLimitError) else ""
+            raise ValueError(
+                f"{error}: {done:,} of {len(comparisons):,} comparisons are judged and kept in {self._cache}; start "
+                f"the same command again{more} to go on"
+            ) from error
+
+    def estimate(self, comparisons: Sequence[Comparison]) -> Estimate:
+        """The judge's."""
+        return self._judge.estimate(comparisons)
+
+
+def estimate_text(estimate: Estimate, comparisons: int) -> str:
+    """What will be asked, for people."""
+    cost = f"about {estimate.cost:.4g} {estimate.currency}" if estimate.cost is not None else "at a price unknown here"
+    return (
+        f"{comparisons:,} comparisons: {estimate.calls:,} questions to ask, about {estimate.input_tokens:,.0f} tokens "
+        f"in and {estimate.output_tokens:,.0f} out, {cost}"
+    )
+
+
+class _File(NamedTuple):
+    """A file of completions: its rows as they are, and what is compared."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    comparisons: list[Comparison]
+
+    @property
+    def examples_seen(self) -> int:
+        """As evaluate names its files; 0 where the name says nothing."""
+        found = re.fullmatch(r"examples-(\d+)", self.path.stem)
+        return int(found.group(1)) if found else 0
+
+
+def judge_files(
+    judging: Judging,
+    completions: Path,
+    estimate_only: bool,
+    out: Path | None,
+    run_id: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Stage ``judge``; see :func:`overopt.stages.judge`."""
+    files = _read(completions)
+    folder = out or (completions if completions.is_dir() else completions.parent) / "judged"
+    if folder.resolve() in {file.path.parent.resolve() for file in files}:
+        raise ValueError(
+            f"--out {folder} is where the completions are, which would be overwritten: name another folder"
+        )
+    comparisons = [comparison for file in files for comparison in file.comparisons]
+    with progress_bar() as progress:
+        judge = judging.open(progress)
+        if estimate_only:
+            progress.console.print(estimate_text(judge.estimate(comparisons), len(comparisons)), highlight=False)
+            return
+        client = open_store(tracking_uri, create=run_id is None)
+        if run_id is None:
+            run_id = _own_run(client, judge, files)
+            tracked: AbstractContextManager[str] = finishing(client, run_id)
+        else:
+            require_run(client, run_id)
+            tracked = nullcontext(run_id)  # it has ended long ago, and stays so
+        with tracked:
+            set_tags(client, run_id, judge_tags(judge))
+            verdicts = iter(judge.judge(comparisons))
+            summaries: dict[Path, VerdictSummary] = {}
+            answered_by: set[str] = set()
+            for file in files:
+                of_file = [next(verdicts) for _ in file.rows]
+                answered_by |= {v.answered_by for v in of_file if v.answered_by is not None}
+                judged = folder / file.path.name
+                write_json_lines(judged, map(judged_row, file.rows, of_file))
+                summary = summary_of(file.comparisons, of_file)
+                summaries[file.path] = summary
+                log_metrics(client, run_id, summary.metrics(), step=file.examples_seen)
+                log_artifact(client, run_id, judged, "judged")
+    for path, summary in summaries.items():
+        print("\n".join([f"{path}:", *(f"  {line}" for line in summary.lines())]))
+    _warn_of_aliases(judge, answered_by)
+    print(f"judged completions in {folder}, metrics in run {run_id}")
+
+
+def judged_row(row: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """A completion with its verdict, under the names of :class:`overopt.evaluation.records.Completion`."""
+    reward = {} if verdict.sample_reward is None else {"gold_reward": verdict.sample_reward}
+    return (
+        row
+        | reward
+        | {
+            "win_probability": verdict.win_probability,
+            "verdict": verdict.kind,
+            "judge_answer": verdict.answer,
+            "judge_model": verdict.answered_by,
+            "judge_cost": verdict.cost,
+            "first_preferred": verdict.first_preferred,
+        }
+    )
+
+
+def summary_of(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> VerdictSummary:
+    """What verdicts say, lengths in words."""
+    return summarise(
+        verdicts,
+        [len(comparison.sample.split()) for comparison in comparisons],
+        [len(comparison.opponent.split()) for comparison in comparisons],
+    )
+
+
+def judge_tags(judge: Judge) -> dict[str, str]:
+    """Who judged, as tags: a run may be judged again by another, and parameters can't change."""
+    return {f"overopt.{name}": value for name, value in judge.settings.items()}
+
+
+def _read(completions: Path) -> list[_File]:
+    paths = sorted(completions.glob("*.jsonl")) if completions.is_dir() else [completions]
+    if not paths:
+        raise ValueError(f"no completions in {completions}: expected .jsonl files, such as evaluate writes")
+    return [_read_file(path) for path in paths]
+
+
+def _read_file(path: Path) -> _File:
+    rows = read_json_lines(path, "completion", dict)
+    if not rows:
+        raise ValueError(f"{path} is empty: expected completions as JSON Lines")
+    comparisons = []
+    for number, row in enumerate(rows, start=1):
+        if missing := [name for name in ("prompt", "response", "opponent") if not isinstance(row.get(name), str)]:
+            raise ValueError(
+                f"{path}, line {number}: no {missing[0]}; a completion to be judged has prompt, response and opponent, "
+                "the dataset's response that it is held against"
+            )
+        comparisons.append(
+            Comparison(
+                str(row.get("prompt_id", number)),
+                row["prompt"],
+                sample=row["response"],
+                opponent=row["opponent"],
+                reference=row.get("reference"),
+            )
+        )
+    return _File(path, rows, comparisons)
+
+
+def _own_run(client: MlflowClient, judge: Judge, files: Sequence[_File]) -> str:
+    """The run of this judging, which an interrupted one has left perhaps."""
+    digest = hashlib.sha256(json.dumps([judge.settings, [file.rows for file in files]]).encode()).hexdigest()
+    tags = {_JUDGING_TAG: digest}
+    name = f"{judge.settings['judge']} on {files[0].path.parent.name or files[0].path.name}"
+    run_id = find_run(client, tags) or start_run(client, name, "judge", tags=tags)
+    log_params(client, run_id, judge.settings | {"completions": ", ".join(str(file.path) for file in files)})
+    return run_id
+
+
+def _warn_of_aliases(judge: Judge, answered_by: set[str]) -> None:
+    name = judge.settings["judge"]
+    if len(answered_by) > 1:
+        print(f"warning: {name} was answered by {', '.join(sorted(answered_by))}: name the snapshot with --judge.model")
