@@ -20,8 +20,8 @@ from overopt.evaluation.judges.prices import Usage
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0
 # An endpoint that wants more patience than this is left alone; a later start goes on. [s]
 _LONGEST_RETRY_AFTER = 900.0
-# Those that were told to come back at the same moment come back spread over this part of the wait.
-_SPREAD = 0.1
+# Those that were told to come back at the same moment come back up to so much later, each at its own. [s]
+_LATER = 0.25
 # A question that waits for its next attempt holds no slot, so that others use it.
 _QUESTIONS_PER_SLOT = 4
 # Part of a minute's budget that may come at once.
@@ -106,6 +106,7 @@ class LiveRequests:
         self._budget = budget
         self._cost = cost
         self._slots = asyncio.Semaphore(limits.max_concurrent)
+        self._gate = asyncio.Lock()
         self._requests = _rate(limits.requests_per_minute)
         self._tokens = _rate(limits.tokens_per_minute)
         self._paused_until = 0.0
@@ -181,8 +182,12 @@ class LiveRequests:
                 await self._unless_stopped(self._tokens.acquire(tokens))
             if self._requests is not None:
                 await self._unless_stopped(self._requests.acquire())
-            while self._stopped is None and (pause := self._paused_until - time.monotonic()) > 0:
-                await self._unless_stopped(asyncio.sleep(pause * (1 + random.uniform(0, _SPREAD))))
+            # One by one, with a look at the network between: after a pause all would start at once, and the first one
+            # that is told to wait again could not stop the others.
+            async with self._gate:
+                await asyncio.sleep(0)
+                while self._stopped is None and (pause := self._paused_until - time.monotonic()) > 0:
+                    await self._unless_stopped(asyncio.sleep(pause + random.uniform(0, _LATER)))
             if self._stopped is not None:
                 raise PassingError("stopped before it was asked")
             try:
@@ -220,7 +225,7 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     told = error.retry_after if isinstance(error, PassingError) else None
     if told is not None:
-        return told * (1 + random.uniform(0, _SPREAD))
+        return told + random.uniform(0, _LATER)
     return wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)(state)
 
 
