@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input equivalence sharding \
-	paper-trial clean bench-training bench-ablation bench-growth bench-sampling bench-economy bench-plan
+.PHONY: quickstart test check lint science numerics judge-statistics reproducible real-comparisons bad-input \
+	equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling bench-economy bench-plan
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -26,6 +26,10 @@ science: .venv/ready
 # Step-0 losses, log-probs against the stock model, KL by enumeration, losses by hand, uneven batches.
 numerics: .venv/ready
 	$(BIN)/python studies/numerics.py
+
+# Win rates, length control, agreement, resolution: against statsmodels and scipy, and coverage of the intervals.
+judge-statistics: .venv/ready
+	$(BIN)/python studies/win_rate_statistics.py
 
 # The same seed gives the same points.csv, another seed other numbers; interrupted runs included.
 reproducible: .venv/ready

@@ -98,6 +98,10 @@ def test_people_read_what_is_missing_and_why():
     assert "no win rate at equal length: every sample is longer" in free
     assert "no position bias" in free
     assert "judged" not in free
+    unpriced = [Verdict("graded", 0.25, input_tokens=1200, output_tokens=3)] * 3
+    assert (
+        "judged with 3,600 input and 9 output tokens, of unknown price" in summarise(unpriced, [1] * 3, [1] * 3).lines()
+    )
     (only, missing) = summarise([Verdict("unreadable", None)], [1], [2]).lines()
     assert only == "no win rate: none of 1 verdicts is readable"
     assert "1 unreadable, 0 refused" in missing

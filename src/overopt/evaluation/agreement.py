@@ -104,7 +104,7 @@ def choice(verdict: Verdict) -> str | None:
 def cohens_kappa(table: Int64[np.ndarray, "choice choice"]) -> tuple[float, float]:
     """Kappa of a table of counts, and its standard error; NaN where chance alone agrees always.
 
-    A choice that nobody made adds nothing to either. Source: Cohen 1960; Fleiss, Cohen and Everitt 1969, Eq. 13.
+    A choice that nobody made adds nothing to either. Source: Cohen 1960; Fleiss, Cohen and Everitt 1969.
 
     Args:
         table: counts, one judge's choices down, the other's across.

@@ -16,6 +16,7 @@ Coefficients = Float64[np.ndarray, " coefficient"]
 Covariance = Float64[np.ndarray, "coefficient coefficient"]
 
 _Z = float(norm.ppf(0.975))
+_LARGEST_CONDITION = 1e9
 
 
 class LengthControlledWinRate(NamedTuple):
@@ -58,9 +59,10 @@ def length_controlled_win_rate(
     them for coin flips. It holds for many prompts and takes the standard deviation of the differences for known.
 
     AlpacaEval 2 differs: its model also has a term for how hard each instruction is, which takes the verdicts on many
-    models to estimate; it is regularised, by an L1 penalty and by verdicts on padded and shortened baselines; its
-    length is in characters, the standard deviation is over unreadable verdicts, too, and its coefficient has the other
-    sign, baseline minus model. It gives no interval.
+    models to estimate; it is regularised, by an L1 penalty and by verdicts on the baseline told to be brief or wordy;
+    length is in characters, and its code takes baseline minus model, so that the coefficient has the other sign. It
+    gives no interval, and a number wherever there are verdicts: here there is none where wins and losses are separable
+    or where every sample is longer (or shorter) than its opponent.
 
     Args:
         verdicts: one a prompt.
@@ -69,7 +71,7 @@ def length_controlled_win_rate(
     Raises:
         ValueError: no verdicts, another number of differences, or a difference that is no number.
 
-    Source: Dubois et al. 2024 (arXiv:2404.04475), Eq. 2.
+    Source: Dubois et al. 2024 (arXiv:2404.04475).
 
     The longer of two wins in three of four cases, whichever it is: at equal length there is nothing between them.
 
@@ -164,14 +166,19 @@ def _logistic_fit(
     start = np.zeros(design.shape[1])
     found = minimize(loss, start, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-6})
     coefficients = np.asarray(found.x, dtype=np.float64)
+    no_fit = coefficients, np.full((len(start), len(start)), math.nan)
+    # On the brink of separation, a maximum there is drowns in rounding.
+    if np.linalg.cond(hessian(coefficients)) > _LARGEST_CONDITION:
+        return no_fit
     # Rounding hides smaller changes of the loss; Newton steps, which do not look at it, go the rest of the way.
     for _ in range(3):
         coefficients = coefficients - np.linalg.solve(hessian(coefficients), gradient(coefficients))
     if not np.abs(gradient(coefficients)).max() < 1e-12:
-        return coefficients, np.full((len(start), len(start)), math.nan)
-    bread = np.linalg.inv(hessian(coefficients)) / len(values)
+        return no_fit
     scores = design * (values - expit(design @ coefficients))[:, None]
-    return coefficients, bread @ (scores.T @ scores) @ bread
+    influence = scores @ np.linalg.inv(hessian(coefficients)) / len(values)
+    # A product of a matrix with itself: no rounding makes a variance negative.
+    return coefficients, influence.T @ influence
 
 
 def _no_number(num_readable: int, note: str) -> LengthControlledWinRate:

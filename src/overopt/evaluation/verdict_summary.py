@@ -110,7 +110,7 @@ class VerdictSummary(NamedTuple):
 
     def _position_line(self) -> str:
         if not self.position.num_verdicts:
-            return "no position bias: the judge does not read in an order"
+            return "no position bias: no verdict says what was read first"
         bias = self.position
         return (
             f"position bias {bias.bias:+.3f}, 95% interval {bias.low:+.3f} to {bias.high:+.3f}: the judge prefers what "
