@@ -26,3 +26,15 @@ def test_every_verdict_is_told_in_order_and_each_opponent_is_asked_for_once():
         sample, opponent = i % 7, i % 50 % 5 + 2
         assert verdict.sample_reward == sample
         assert verdict.win_probability == pytest.approx(1 / (1 + math.exp(opponent - sample)))
+
+
+def test_a_reward_that_is_no_number_is_never_a_verdict():
+    comparisons = [Comparison("post 1", "Post:", "a", "b"), Comparison("post 2", "Post:", "worse", "b")]
+    told: list[int] = []
+    with pytest.raises(ValueError, match="'post 2' has rewards nan and 1"):
+        RewardDifference().verdicts(
+            comparisons,
+            lambda _, responses: np.array([math.nan if r == "worse" else 1.0 for r in responses]),
+            lambda place, _: told.append(place),
+        )
+    assert told == []

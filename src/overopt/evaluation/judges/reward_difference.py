@@ -34,6 +34,9 @@ class RewardDifference:
             comparisons: what to judge.
             rewards: of the judge, the same at every call.
             on_verdict: told of each verdict, some at a time.
+
+        Raises:
+            ValueError: a reward is no number.
         """
         verdicts: list[Verdict] = []
         for start in range(0, len(comparisons), _AT_A_TIME):
@@ -43,6 +46,12 @@ class RewardDifference:
             self._opponent_rewards.update(zip(unknown, of_unknown.tolist(), strict=True))
             opponents = np.array([self._opponent_rewards[c.prompt, c.opponent] for c in some])
             samples = rewards([c.prompt for c in some], [c.sample for c in some])
+            if not np.isfinite([samples, opponents]).all():
+                place = int(np.flatnonzero(~np.isfinite(samples - opponents))[0])
+                raise ValueError(
+                    f"comparison {some[place].prompt_id!r} has rewards {samples[place]:g} and {opponents[place]:g}, "
+                    "which can't be compared: the reward model has diverged, or computes in too low a precision"
+                )
             wins = expit(samples - opponents)
             for win, reward in zip(wins.tolist(), samples.tolist(), strict=True):
                 verdicts.append(Verdict("graded", win, sample_reward=reward))
