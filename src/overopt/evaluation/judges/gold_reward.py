@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from lightning.fabric.utilities import move_data_to_device
-from scipy.special import expit
 from torch import Tensor
 
 from overopt.checkpoints.format import read_model_checkpoint
@@ -18,6 +17,7 @@ from overopt.data.prompt_format import encode_prompts
 from overopt.data.tokenization import encode_responses, padding_id
 from overopt.evaluation.judges.budget import Budget
 from overopt.evaluation.judges.protocol import Judge, OnVerdict, ignore
+from overopt.evaluation.judges.reward_difference import RewardDifference
 from overopt.evaluation.records import Comparison, Verdict
 from overopt.models.compute import stage_device
 from overopt.models.reward_model import RewardModel, load_reward_model
@@ -53,8 +53,7 @@ class GoldRewardJudge(Judge):
         self._temperature = temperature
         self._packing = packing
         self._name = name
-        # The opponents are the same for every checkpoint of a sweep.
-        self._opponent_rewards: dict[tuple[str, str], float] = {}
+        self._difference = RewardDifference()
 
     @property
     def settings(self) -> dict[str, str]:
@@ -69,19 +68,7 @@ class GoldRewardJudge(Judge):
         self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None
     ) -> list[Verdict]:
         """Graded verdicts, each with the sample's gold reward."""
-        unknown = sorted({(c.prompt, c.opponent) for c in comparisons} - self._opponent_rewards.keys())
-        rewards = self.rewards([prompt for prompt, _ in unknown], [response for _, response in unknown])
-        self._opponent_rewards.update(zip(unknown, rewards.tolist(), strict=True))
-        opponents = np.array([self._opponent_rewards[c.prompt, c.opponent] for c in comparisons])
-        samples = self.rewards([c.prompt for c in comparisons], [c.sample for c in comparisons])
-        wins = expit(samples - opponents)
-        verdicts = [
-            Verdict("graded", win, sample_reward=reward)
-            for win, reward in zip(wins.tolist(), samples.tolist(), strict=True)
-        ]
-        for place, verdict in enumerate(verdicts):
-            on_verdict(place, verdict)
-        return verdicts
+        return self._difference.verdicts(comparisons, self.rewards, on_verdict)
 
     @torch.inference_mode()
     def rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> Float64[np.ndarray, " response"]:
