@@ -139,6 +139,16 @@ def test_a_structured_answer_is_exactly_the_object_asked_for_or_unreadable(answe
     assert Question(CONF / "concise.txt").read(answer).kind == kind
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind"), [("A", "win"), (' "B". ', "loss"), ("A or B", "unreadable"), ("a", "unreadable")]
+)
+def test_a_letter_is_the_letter_alone_or_unreadable(answer, kind):
+    question = Question(CONF / "concise.txt", answers="letter")
+    assert question.read(answer).kind == kind
+    assert 'nothing but your choice: "A" or "B".' in question.text(PLAIN)
+    assert question.response_format() is None
+
+
 def test_the_schema_offers_a_tie_only_where_the_question_does():
     for ties in (False, True):
         question = Question(CONF / "concise.txt", ties=ties)

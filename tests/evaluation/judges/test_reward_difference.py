@@ -14,14 +14,14 @@ def test_every_verdict_is_told_in_order_and_each_opponent_is_asked_for_once():
         asked.extend(responses)
         return np.array([float(len(response)) for response in responses])
 
-    # 200 comparisons of 50 opponents, more than are asked for at a time.
+    # 600 comparisons of 50 opponents, more than are asked for at a time.
     comparisons = [
-        Comparison(str(i), f"post {i % 50}", "s" * (i % 7), "o" * (i % 50 % 5) + f"{i % 50:02d}") for i in range(200)
+        Comparison(str(i), f"post {i % 50}", "s" * (i % 7), "o" * (i % 50 % 5) + f"{i % 50:02d}") for i in range(600)
     ]
     told: list[tuple[int, Verdict]] = []
     verdicts = RewardDifference().verdicts(comparisons, rewards, lambda place, verdict: told.append((place, verdict)))
     assert told == list(enumerate(verdicts))
-    assert len(asked) == 200 + 50
+    assert len(asked) == 600 + 50
     for i, verdict in enumerate(verdicts):
         sample, opponent = i % 7, i % 50 % 5 + 2
         assert verdict.sample_reward == sample

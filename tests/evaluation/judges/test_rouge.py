@@ -29,18 +29,18 @@ def test_a_text_without_words_has_no_rouge_l():
     assert rouge_l("", REFERENCE) == rouge_l("...", REFERENCE) == rouge_l("the", "") == 0
 
 
-def test_the_higher_rouge_l_wins_and_is_the_samples_reward():
+def test_the_higher_rouge_l_wins_and_is_nobodys_reward():
     texts = [("the cat sat", "a dog sat"), ("a dog sat", "the cat sat"), ("cat cat", "mat sat")]
     comparisons = [Comparison(str(i), "a dog", s, o, REFERENCE) for i, (s, o) in enumerate(texts)]
     told: dict[int, Verdict] = {}
     verdicts = RougeJudge().judge(comparisons, told.__setitem__)
     assert [(v.kind, v.win_probability) for v in verdicts] == [("win", 1.0), ("loss", 0.0), ("tie", 0.5)]
-    assert [v.sample_reward for v in verdicts] == pytest.approx([6 / 9, 2 / 9, 2 / 8])
+    # What is logged as a reward is a reward model's.
+    assert {v.sample_reward for v in verdicts} == {None}
     assert [told[place] for place in range(3)] == verdicts
     # "a dog sat" shares both words of the prompt.
     against_prompt = RougeJudge("prompt").judge(comparisons)
     assert [v.kind for v in against_prompt] == ["loss", "win", "tie"]
-    assert against_prompt[1].sample_reward == pytest.approx(4 / 5)
 
 
 def test_equal_shares_of_other_counts_are_a_tie():

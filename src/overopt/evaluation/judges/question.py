@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -10,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from overopt.evaluation.records import Comparison
 
-AnswerForm = Literal["structured", "text"]
+AnswerForm = Literal["structured", "text", "letter"]
 #: What a template must use, and what else it may.
 REQUIRED_NAMES = {"post", "summary_a", "summary_b", "answer_format"}
 OPTIONAL_NAMES = {"boundary", "words_a", "words_b"}
 DEFAULT_TEMPLATE = Path("conf/judge/concise.txt")
 
-_PREFERRED = re.compile(r'[*_`"\s]*Preferred:[*_`"\s]*(A|B|tie)[*_`".\s]*')
+_CHOICE_LINE = re.compile(r'[*_`"\s]*Preferred:[*_`"\s]*(A|B|tie)[*_`".\s]*')
 _VERDICTS = {"A": ("win", 1.0), "B": ("loss", 0.0), "tie": ("tie", 0.5)}
 _PROBE = Comparison("probe", "A post.", sample="One summary.", opponent="Another summary.")
 
@@ -50,7 +51,8 @@ class Question:
 
     Args:
         template: the file.
-        answers: ``structured``, a JSON object that the endpoint is held to, or ``text``, a last line of its own.
+        answers: ``structured``, a JSON object that the endpoint is held to; ``text``, a comparison and the choice on a
+            last line of its own; or ``letter``, the choice alone.
         ties: whether the judge may call it a tie.
 
     Raises:
@@ -61,7 +63,7 @@ class Question:
         self, template: Path = DEFAULT_TEMPLATE, *, answers: AnswerForm = "structured", ties: bool = False
     ) -> None:
         self._choices = ("A", "B", "tie") if ties else ("A", "B")
-        self._answers = answers
+        self._form = _FORMS[answers]
         if not template.is_file():
             raise ValueError(f"no question at {template}: name a template file of it with --judge.template")
         environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -96,15 +98,15 @@ class Question:
             post=fenced("post", comparison.prompt),
             summary_a=fenced("summary_a", comparison.sample),
             summary_b=fenced("summary_b", comparison.opponent),
-            answer_format=self._answer_format(),
+            answer_format=self._form.request.format(self._form.alternatives(self._choices)),
             boundary=boundary,
             words_a=len(comparison.sample.split()),
             words_b=len(comparison.opponent.split()),
         )
 
     def response_format(self) -> dict[str, object] | None:
-        """What the endpoint holds a structured answer to; ``None`` for text."""
-        if self._answers == "text":
+        """What the endpoint holds a structured answer to; ``None`` for the other forms."""
+        if not self._form.is_json:
             return None
         properties = {"comparison": {"type": "string"}, "choice": {"type": "string", "enum": list(self._choices)}}
         schema = {"type": "object", "properties": properties, "required": list(properties)}
@@ -115,27 +117,10 @@ class Question:
 
     def read(self, answer: str) -> Choice:
         """What an answer chose. Anything but one plain choice in the form that was asked for is unreadable."""
-        choice = _structured_choice(answer) if self._answers == "structured" else _written_choice(answer)
+        choice = self._form.read(answer)
         if choice is None or choice not in self._choices:
             return Choice("unreadable", None)
         return Choice(*_VERDICTS[choice])
-
-    def _answer_format(self) -> str:
-        quoted = [f'"{choice}"' for choice in self._choices]
-        if self._answers == "structured":
-            return (
-                'Answer with a JSON object of two fields: "comparison", one sentence that compares the two summaries, '
-                f'and then "choice", which is {_alternatives(quoted)}.'
-            )
-        lines = [f'"Preferred: {choice}"' for choice in self._choices]
-        return (
-            "First compare the two summaries in one sentence. Then state your choice on a last line of its own: "
-            f"{_alternatives(lines)}."
-        )
-
-
-def _alternatives(words: list[str]) -> str:
-    return ", ".join(words[:-1]) + " or " + words[-1]
 
 
 def _boundary(comparison: Comparison) -> str:
@@ -159,7 +144,49 @@ def _structured_choice(answer: str) -> str | None:
 def _written_choice(answer: str) -> str | None:
     """The choice on the last line; ``None`` where there is none, or another one further up contradicts it."""
     lines = [line for line in answer.splitlines() if line.strip()]
-    stated = [match.group(1) for line in lines if (match := _PREFERRED.fullmatch(line))]
-    if not lines or not _PREFERRED.fullmatch(lines[-1]) or len(set(stated)) != 1:
+    stated = [match.group(1) for line in lines if (match := _CHOICE_LINE.fullmatch(line))]
+    if not lines or not _CHOICE_LINE.fullmatch(lines[-1]) or len(set(stated)) != 1:
         return None
     return stated[-1]
+
+
+def _letter(answer: str) -> str | None:
+    return answer.strip().strip('".')
+
+
+class _Form(NamedTuple):
+    """One way to answer.
+
+    Attributes:
+        request: what is asked for, with a place for the choices.
+        choice: how a choice is written there.
+        read: the choice in an answer; ``None`` where there is no single one.
+        is_json: whether an endpoint can be held to it.
+    """
+
+    request: str
+    choice: str
+    read: Callable[[str], str | None]
+    is_json: bool = False
+
+    def alternatives(self, choices: Sequence[str]) -> str:
+        """All choices as they are written."""
+        written = [f'"{self.choice.format(choice)}"' for choice in choices]
+        return ", ".join(written[:-1]) + " or " + written[-1]
+
+
+_FORMS: dict[AnswerForm, _Form] = {
+    "structured": _Form(
+        'Answer with a JSON object of two fields: "comparison", one sentence that compares the two summaries, and then '
+        '"choice", which is {}.',
+        "{}",
+        _structured_choice,
+        is_json=True,
+    ),
+    "text": _Form(
+        "First compare the two summaries in one sentence. Then state your choice on a last line of its own: {}.",
+        "Preferred: {}",
+        _written_choice,
+    ),
+    "letter": _Form("Answer with nothing but your choice: {}.", "{}", _letter),
+}

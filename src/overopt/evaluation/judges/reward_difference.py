@@ -13,7 +13,7 @@ from overopt.evaluation.records import Comparison, Verdict
 Rewards = Callable[[Sequence[str], Sequence[str]], Float64[np.ndarray, " response"]]
 
 # Comparisons whose rewards are asked for at a time: enough to fill forward passes, few enough that progress shows.
-_AT_A_TIME = 64
+_AT_A_TIME = 256
 
 
 class RewardDifference:
@@ -42,10 +42,12 @@ class RewardDifference:
         for start in range(0, len(comparisons), _AT_A_TIME):
             some = comparisons[start : start + _AT_A_TIME]
             unknown = sorted({(c.prompt, c.opponent) for c in some} - self._opponent_rewards.keys())
-            of_unknown = rewards([prompt for prompt, _ in unknown], [response for _, response in unknown])
-            self._opponent_rewards.update(zip(unknown, of_unknown.tolist(), strict=True))
+            # In one call: a prompt goes through the model once, with both responses.
+            asked = [*unknown, *((c.prompt, c.sample) for c in some)]
+            of_asked = rewards([prompt for prompt, _ in asked], [response for _, response in asked])
+            self._opponent_rewards.update(zip(unknown, of_asked.tolist(), strict=False))
             opponents = np.array([self._opponent_rewards[c.prompt, c.opponent] for c in some])
-            samples = rewards([c.prompt for c in some], [c.sample for c in some])
+            samples = of_asked[len(unknown) :]
             if not np.isfinite([samples, opponents]).all():
                 place = int(np.flatnonzero(~np.isfinite(samples - opponents))[0])
                 raise ValueError(

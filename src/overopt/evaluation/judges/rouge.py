@@ -46,7 +46,7 @@ class RougeJudge(Judge):
     def judge(
         self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None
     ) -> list[Verdict]:
-        """A win for the higher ROUGE-L, each with the sample's.
+        """A win for the higher ROUGE-L.
 
         Raises:
             ValueError: a comparison has no reference, or its opponent is the reference.
@@ -56,7 +56,7 @@ class RougeJudge(Judge):
         for place, (comparison, reference) in enumerate(zip(comparisons, references, strict=True)):
             sample = rouge_l(comparison.sample, reference)
             opponent = self._of_opponent(comparison.opponent, reference)
-            verdict = higher_wins(sample, opponent, sample_reward=sample)
+            verdict = higher_wins(sample, opponent)
             on_verdict(place, verdict)
             verdicts.append(verdict)
         return verdicts
