@@ -11,12 +11,12 @@ from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
 from overopt.evaluation.completion_server import CompletionServer
-from overopt.evaluation.judges.gold_reward import gold_reward_judge
+from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.preference_pairs import (
     LabelledPairs,
     SampledPair,
-    label_by_gold,
     label_by_human,
+    label_by_judge,
     read_sampled_pairs,
     sample_pairs,
     write_preferences,
@@ -78,26 +78,22 @@ def sample_pairs_to_file(
     return pairs
 
 
-def label_pairs_to_folder(
-    pairs_file: Path,
-    out: Path,
-    by: Literal["gold", "human"],
-    gold_model: str | None,
-    gold_temperature: float,
-    seed: int,
-) -> LabelledPairs:
-    """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
-    if (by == "gold") != (gold_model is not None):
-        raise ValueError("labels by gold need --gold-model, labels by human take none")
+def label_pairs_to_folder(pairs_file: Path, out: Path, judge: Judge | None, seed: int) -> LabelledPairs:
+    """Labels by a judge, or without one by preferring the person's response; writes a folder for source ``jsonl``."""
     pairs = read_sampled_pairs(pairs_file)
-    if gold_model is None:
-        labelled = label_by_human(pairs, seed=seed)
-    else:
-        labelled = label_by_gold(pairs, gold_reward_judge(Path(gold_model), gold_temperature), seed=seed)
+    labelled = label_by_human(pairs, seed=seed) if judge is None else label_by_judge(pairs, judge, seed=seed)
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))
     return labelled
+
+
+def label_pairs(pairs_file: Path, out: Path, by: Literal["judge", "human"], judging: Judging | None, seed: int) -> None:
+    """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
+    if (by == "judge") != (judging is not None):
+        raise ValueError("labels by judge need --judge, such as --judge gold; labels by human take none")
+    with progress_bar() as progress:
+        label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed)
 
 
 def evaluate_checkpoints(

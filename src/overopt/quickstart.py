@@ -264,7 +264,7 @@ def _gold_model(quick: Quickstart) -> Path:
         file = folder / "sampled.jsonl"
         parts: list[Part] = ["gold", "evaluation"]
         sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
-        label_pairs_to_folder(file, folder / "labelled", "human", None, 1.0, 0)
+        label_pairs_to_folder(file, folder / "labelled", None, 0)
 
     settings = {"policy": _key(policy), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
     pairs = quick.make("gold-pairs", settings, make_pairs)
@@ -283,7 +283,7 @@ def _align_all(
         sample_pairs_to_file(
             str(reference), file, None, None, ["train", "evaluation"], recipe.pairs, recipe.evaluation_prompts, 1 + seed
         )
-        label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), recipe.gold_temperature, seed)
+        label_pairs_to_folder(file, folder / "labelled", gold_reward_judge(gold, recipe.gold_temperature), seed)
 
     settings = {
         "policy": _key(reference),

@@ -67,9 +67,11 @@ def sample_pairs(
 def label_pairs(
     pairs: Path,
     out: Path,
-    by: Literal["gold", "human"] = "gold",
-    gold_model: str | None = None,
-    gold_temperature: float = 1.0,
+    by: Literal["judge", "human"] = "judge",
+    judge: Judge | None = None,
+    order: Literal["seeded", "both"] = "seeded",
+    cache: Path = Path("outputs/verdicts.db"),
+    max_cost: float | None = None,
     seed: int = 0,
 ) -> None:
     """Label sampled pairs, and write a folder that ``--data.source jsonl --data.path FOLDER`` reads.
@@ -77,16 +79,21 @@ def label_pairs(
     Args:
         pairs: file that sample-pairs wrote.
         out: folder to write: pairs.jsonl and demonstrations.jsonl.
-        by: gold: first against second sample, drawn with the gold reward model's probability (Eq. 1);
+        by: judge: first against second sample, drawn with the judge's probability (Eq. 1 under a gold reward model);
             human: the person's response over the samples, over another post's response and over its own words
             in disorder (what trains a gold reward model).
-        gold_model: checkpoint of the gold reward model.
-        gold_temperature: its rewards are divided by it; below 1 labels are less noisy.
-        seed: fixes the draws of labels.
+        judge: a name, a file or a class path, as in overopt judge; --judge gold --judge.checkpoint FILE is a gold
+            reward model.
+        order: in which a judge that reads both texts sees them: drawn by the seed, or both, averaged.
+        cache: SQLite file of verdicts.
+        max_cost: of all verdicts, those that the cache knows included, in the currency of the price table.
+        seed: fixes the draws of labels, and the order that texts are judged in.
     """
-    from overopt.experiment import label_pairs_to_folder
+    from overopt import experiment
+    from overopt.judging import Judging
 
-    label_pairs_to_folder(pairs, out, by, gold_model, gold_temperature, seed)
+    judging = None if judge is None else Judging(judge, order, seed, cache, max_cost)
+    experiment.label_pairs(pairs, out, by, judging, seed)
 
 
 def evaluate(
