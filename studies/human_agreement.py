@@ -15,8 +15,8 @@ Which summary is the sample is drawn by a fixed seed. A judge that ties or can't
 wrong; those shares stand beside. Intervals are Wilson's, 95%, as if comparisons were independent; some share a post.
 
 The check value is published elsewhere: people choose the longer summary in about 65% of comparisons (64.6% by words,
-67.1% by characters on a larger cut). The last line has ours. Table
-and summary, numbers only, are written to ``results/human_agreement``.
+67.1% by characters on a larger cut). The last line has ours. Table and summary, numbers only, are written to
+``results/human_agreement``.
 """
 
 import argparse
