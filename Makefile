@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint science numerics judge-statistics reproducible real-comparisons bad-input \
-	equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling bench-economy bench-plan
+.PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
+	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
+	bench-economy bench-plan
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -54,6 +55,11 @@ sharding: .venv/ready
 # The paper's configurations: what they say, full-size shapes on the meta device, steps on a tiny model, offline.
 paper-trial: .venv/ready
 	$(BIN)/python -m pytest -v tests/models/test_pythia.py tests/test_conf.py -k 'published or paper or trial or pretrained'
+
+# How often each offline judge agrees with people, on the sample beside the checkout; about 25 minutes on two cores,
+# nearly all of them the language model's (ARGS='--judges longer rouge gold' leaves it out).
+human-agreement: .venv/ready
+	$(BIN)/python studies/human_agreement.py $(ARGS)
 
 # Measurements write tables to benchmarks/results/ and end with the ratio. They need an otherwise idle machine.
 # About 25 minutes on two cores; ARGS='--size 160m', '--prompt-tokens 60' or '--device cuda --size 1b' for others.

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,28 @@ BAD = {
     "no weights": (lambda folder: (Path(folder) / "model.safetensors").unlink(), "can't be opened as a reward model"),
     "no tokenizer": (lambda folder: (Path(folder) / "tokenizer.json").unlink(), "tokenizer"),
 }
+
+
+class Dangerous:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> object:
+        return os.mkdir, (str(self._marker),)
+
+
+def test_pickled_weights_are_read_as_data_and_nothing_in_them_runs(export, tmp_path):
+    plain = RewardClassifierJudge(export).judge(comparisons())
+    weights = AutoModelForSequenceClassification.from_pretrained(export).state_dict()
+    (Path(export) / "model.safetensors").unlink()
+    torch.save(weights, Path(export) / "pytorch_model.bin")
+    assert RewardClassifierJudge(export).judge(comparisons()) == plain
+    torch.save({"score.weight": Dangerous(tmp_path / "ran")}, Path(export) / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="can't be opened as a reward model"):
+        RewardClassifierJudge(export)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)

@@ -68,7 +68,7 @@ class RewardClassifierJudge(Judge):
             template; ``pair``, as its tokenizer's pair of texts; ``joined``, one after the other and an end of text, as
             the reward models of this project do. By default what the tokenizer has: a chat template, else a separator
             (pair), else joined.
-        max_tokens: of a prompt with its response; what the model can read by default.
+        max_tokens: of a prompt with its response; by default what the model says that it can read.
         micro_batch_tokens: of a forward pass, padding included.
         temperature: rewards are divided by it: below 1 the judge is more decisive than the model.
 
@@ -102,9 +102,11 @@ class RewardClassifierJudge(Judge):
         self.cut_prompts = 0
 
     def _readable_tokens(self, max_tokens: int | None) -> int:
-        config = self._classifier.config.get_text_config()
-        limits = [max_tokens, getattr(config, "max_position_embeddings", None), self._tokenizer.model_max_length]
-        room: int = min(limit for limit in limits if limit is not None and limit > 0)
+        if max_tokens is not None:
+            return max_tokens
+        positions = getattr(self._classifier.config.get_text_config(), "max_position_embeddings", None)
+        # Some models give -1 for no limit.
+        room: int = min(n for n in (positions, self._tokenizer.model_max_length) if n is not None and n > 0)
         return room
 
     @cached_property
