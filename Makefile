@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan
+	bench-economy bench-plan judge-trial
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -81,6 +81,10 @@ bench-economy: .venv/bench-ready
 # Predicted against measured memory; some minutes on two cores, ARGS='--device cuda' on a GPU.
 bench-plan: .venv/bench-ready
 	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
+
+# 10,000 comparisons by a server that misbehaves, killed five times; throughput; memory. About ten minutes.
+judge-trial: .venv/ready
+	$(BIN)/python benchmarks/judging.py $(ARGS)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
