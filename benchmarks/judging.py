@@ -41,8 +41,6 @@ sys.path.insert(0, str(TESTS))
 from judge_endpoint import GRACE, MODEL  # noqa: E402
 from judged_texts import made_up, truth  # noqa: E402
 
-#: To become ("-m", "overopt", "judge").
-JUDGE = (str(TESTS / "stand_in_judge.py"),)
 KEY = "sk-trial-7f3a9c51e2"
 MAX_CONCURRENT = 64
 MAX_ATTEMPTS = 8
@@ -196,7 +194,9 @@ def misbehaving(folder: Path, number: int, kills: int, seed: int) -> tuple[list[
 
 def verdicts_hold(folder: Path, rows: Sequence[dict[str, str]], log: Log) -> Iterator[Check]:
     """Every comparison has one verdict, the true one, and the server said so."""
-    judged = [json.loads(line) for line in (folder / "judged.jsonl").read_text(encoding="utf-8").splitlines()]
+    judged = [
+        json.loads(line) for line in (folder / "judged" / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     times = Counter(row["prompt_id"] for row in judged)
     once = sum(times[row["prompt_id"]] == 1 for row in rows)
     yield Check("with exactly one verdict", f"{once:,}", f"{len(rows):,}", once == len(rows) == len(judged))
@@ -316,12 +316,20 @@ def sit(folder: Path, url: str, log: Log, number: int, stop: Callable[[float], b
         "--judge.max_attempts": str(MAX_ATTEMPTS),
         "--judge.answers": "structured",
         "--cache": "cache.db",
-        "--out": "judged.jsonl",
+        "--judge.template": str(HERE.parent / "conf" / "judge" / "concise.txt"),
+        "--judge.prices": "null",
         "--order": "seeded",
         "--seed": "0",
         "--tracking-uri": "sqlite:///mlflow.db",
     }
-    command = [sys.executable, *JUDGE, "completions.jsonl", *(word for option in options.items() for word in option)]
+    command = [
+        sys.executable,
+        "-m",
+        "overopt",
+        "judge",
+        "completions.jsonl",
+        *(word for option in options.items() for word in option),
+    ]
     source = str(HERE.parent / "src")
     environment = {**os.environ, "PYTHONPATH": source, "OVEROPT_JUDGE_API_KEY": KEY}
     sitting = Sitting(time.time())

@@ -38,14 +38,16 @@ from overopt.data.datamodule import data_of_checkpoint
 from overopt.data.prompt_format import cut_prompts
 from overopt.data.schema import PreferenceExample
 from overopt.data.sources.tldr_openai import TldrOpenaiSource
+from overopt.evaluation.agreement import agreement
 from overopt.evaluation.judges.causal_lm import causal_lm_judge
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.judges.longer import LongerJudge
+from overopt.evaluation.judges.orders import BothOrders
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.judges.reward_classifier import RewardClassifierJudge
 from overopt.evaluation.judges.rouge import RougeJudge
+from overopt.evaluation.position_bias import position_bias
 from overopt.evaluation.records import Comparison, Verdict
-from overopt.evaluation.win_rate import wilson_interval
 from overopt.models.compute import stage_device
 from overopt.models.hf_export import stock_model, write_hf_folder
 from overopt.models.reward_model import load_reward_model
@@ -58,53 +60,33 @@ PROMPT_TOKENS, SUMMARY_TOKENS = 320, 192
 JUDGES = ("longer", "rouge", "gold", "lm")
 
 
-def labelled(examples: Sequence[PreferenceExample]) -> tuple[list[Comparison], list[bool]]:
-    """Comparisons, and whether people prefer the sample: the chosen summary, or the rejected one, by a draw."""
-    comparisons, sample_preferred = [], []
+def labelled(examples: Sequence[PreferenceExample]) -> tuple[list[Comparison], list[Verdict]]:
+    """Comparisons and people's verdicts: the sample is the chosen summary, or the rejected one, by a draw."""
+    comparisons, people = [], []
     for example, chosen_first in zip(examples, np.random.default_rng(SEED).random(len(examples)) < 0.5, strict=True):
         texts = (example.chosen, example.rejected) if chosen_first else (example.rejected, example.chosen)
         comparisons.append(Comparison(example.example_id, example.prompt.text, *texts))
-        sample_preferred.append(bool(chosen_first))
-    return comparisons, sample_preferred
+        people.append(Verdict("win", 1.0) if chosen_first else Verdict("loss", 0.0))
+    return comparisons, people
 
 
-def swapped(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    return [replace(c, sample=c.opponent, opponent=c.sample) for c in comparisons]
-
-
-def both_orders(there: Sequence[Verdict], back: Sequence[Verdict]) -> list[Verdict]:
-    """The sample's win probability over both orders."""
-    return [
-        Verdict("graded", (t.win_probability + 1 - b.win_probability) / 2) for t, b in zip(there, back, strict=True)
-    ]
-
-
-def question(comparison: Comparison) -> str:
-    return (
-        "Below are a forum post and two summaries of it. Which summary is better: which one tells the reader the most "
-        "important points of the post, correctly and in few words?\n\n"
-        f"Post:\n{comparison.prompt}\n\nSummary A:\n{comparison.sample.strip()}\n\n"
-        f"Summary B:\n{comparison.opponent.strip()}\n\nAnswer with one letter, A or B."
-    )
-
-
-def agreement(judge: str, verdicts: Sequence[Verdict], sample_preferred: Sequence[bool]) -> dict[str, object]:
-    """A row of the table."""
-    readable = [
-        (v, label) for v, label in zip(verdicts, sample_preferred, strict=True) if v.win_probability is not None
-    ]
-    decided = [(v.win_probability > 0.5, label) for v, label in readable if v.win_probability != 0.5]
-    share = sum(verdict == label for verdict, label in decided) / len(decided)
-    low, high = wilson_interval(share, len(decided))
+def row(judge: str, verdicts: Sequence[Verdict], people: Sequence[Verdict]) -> dict[str, object]:
+    """A row of the table; what either side leaves open is not counted as right or wrong."""
+    decided = [(v, label) for v, label in zip(verdicts, people, strict=True) if v.win_probability not in (None, 0.5)]
+    found = agreement([verdict for verdict, _ in decided], [label for _, label in decided])
+    readable = sum(v.win_probability is not None for v in verdicts)
     return {
         "judge": judge,
         "comparisons": len(verdicts),
         "decided": len(decided),
-        "agreement": share,
-        "agreement_low": low,
-        "agreement_high": high,
-        "tie_share": (len(readable) - len(decided)) / len(verdicts),
-        "unreadable_share": (len(verdicts) - len(readable)) / len(verdicts),
+        "agreement": found.share,
+        "agreement_low": found.low,
+        "agreement_high": found.high,
+        "kappa": found.kappa,
+        "kappa_low": found.kappa_low,
+        "kappa_high": found.kappa_high,
+        "tie_share": (readable - len(decided)) / len(verdicts),
+        "unreadable_share": (len(verdicts) - readable) / len(verdicts),
     }
 
 
@@ -145,11 +127,11 @@ def gold_and_export(
     return verdicts, f"gold reward model: rewards from {span}; those of its export differ by {apart:.1e} at most"
 
 
-def length_line(verdicts: Sequence[Verdict], sample_preferred: Sequence[bool], unit: str) -> str:
-    row = agreement(unit, verdicts, sample_preferred)
-    interval = f"{100 * row['agreement_low']:.1f}, {100 * row['agreement_high']:.1f}"
-    ties = row["comparisons"] - row["decided"]
-    return f"{100 * row['agreement']:.1f}% [{interval}] by {unit} ({ties} ties left out of {row['comparisons']})"
+def length_line(verdicts: Sequence[Verdict], people: Sequence[Verdict], unit: str) -> str:
+    found = row(unit, verdicts, people)
+    interval = f"{100 * found['agreement_low']:.1f}, {100 * found['agreement_high']:.1f}"
+    ties = found["comparisons"] - found["decided"]
+    return f"{100 * found['agreement']:.1f}% [{interval}] by {unit} ({ties} ties left out of {found['comparisons']})"
 
 
 def main() -> None:
@@ -164,7 +146,7 @@ def main() -> None:
         print(f"no human comparisons at {options.comparisons}: nothing to agree with; give their path by --comparisons")
         return
     examples = TldrOpenaiSource(options.comparisons).read().preferences
-    comparisons, sample_preferred = labelled(examples)
+    comparisons, people = labelled(examples)
     verdicts: dict[str, list[Verdict]] = {}
     lines = [f"{len(comparisons)} human comparisons over {len({e.post_id for e in examples})} posts"]
     longer = {unit: LongerJudge(unit).judge(comparisons) for unit in ("words", "characters")}
@@ -180,22 +162,24 @@ def main() -> None:
         else:
             lines.append(f"no gold reward model at {options.gold_model} (make quickstart trains one): left out")
     if "lm" in options.judges:
-        judge, name = causal_lm_judge(options.language_model, question), options.language_model
+        name, judge = options.language_model, causal_lm_judge(options.language_model)
         there = asked(judge, comparisons, f"{name}, one order")
-        back = asked(judge, swapped(comparisons), f"{name}, the other order")
-        verdicts |= {f"{name}, one order": there, f"{name}, both orders": both_orders(there, back)}
-        first = np.mean([v.win_probability > 0.5 for v in [*there, *back]])
+        both = asked(BothOrders(judge), comparisons, f"{name}, both orders")
+        verdicts |= {f"{name}, one order": there, f"{name}, both orders": both}
+        bias = position_bias(both)
         lines.append(
-            f"{name} prefers the summary that it reads first in {100 * first:.1f}% of {2 * len(there)} readings"
+            f"{name}: position bias {bias.bias:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}] in favour of the summary that it "
+            "reads first"
         )
-    table = pd.DataFrame([agreement(name, of_judge, sample_preferred) for name, of_judge in verdicts.items()])
+    table = pd.DataFrame([row(name, of_judge, people) for name, of_judge in verdicts.items()])
     lines += [
-        f"{row.judge}: agrees with people in {100 * row.agreement:.1f}% [{100 * row.agreement_low:.1f}, "
-        f"{100 * row.agreement_high:.1f}] of {row.decided}; ties {100 * row.tie_share:.1f}%, "
-        f"unreadable {100 * row.unreadable_share:.1f}%"
-        for row in table.itertuples()
+        f"{found.judge}: agrees with people in {100 * found.agreement:.1f}% [{100 * found.agreement_low:.1f}, "
+        f"{100 * found.agreement_high:.1f}] of {found.decided}, kappa {found.kappa:+.2f} [{found.kappa_low:+.2f}, "
+        f"{found.kappa_high:+.2f}]; ties {100 * found.tie_share:.1f}%, "
+        f"unreadable {100 * found.unreadable_share:.1f}%"
+        for found in table.itertuples()
     ]
-    shares = [length_line(of_unit, sample_preferred, unit) for unit, of_unit in longer.items()]
+    shares = [length_line(of_unit, people, unit) for unit, of_unit in longer.items()]
     lines.append(f"people choose the longer summary: {'; '.join(shares)}")
     keep(table, options.out, lines)
     print("\n" + "\n".join(lines))

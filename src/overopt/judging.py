@@ -215,6 +215,8 @@ def judged_row(row: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
             "judge_answer": verdict.answer,
             "judge_model": verdict.answered_by,
             "judge_cost": verdict.cost,
+            "judge_input_tokens": verdict.input_tokens,
+            "judge_output_tokens": verdict.output_tokens,
             "first_preferred": verdict.first_preferred,
         }
     )

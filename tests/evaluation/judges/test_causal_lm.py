@@ -1,5 +1,6 @@
 import math
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+TEMPLATE = Path(__file__).parents[3] / "conf" / "judge" / "concise.txt"
 
 
 def ask(comparison: Comparison) -> str:
@@ -75,7 +79,7 @@ def test_a_verdict_is_the_sigmoid_of_the_stock_models_log_probs(chat_tokenizer, 
         )
         expected = sigmoid_of_difference(policy, prompt, answer_ids, temperature=0.5)
         assert verdict.win_probability == pytest.approx(expected, abs=1e-5)
-        assert verdict == Verdict("graded", verdict.win_probability, first_preferred=verdict.win_probability)
+        assert verdict == Verdict("graded", verdict.win_probability)
     assert len({round(v.win_probability, 3) for v in verdicts}) > 3
     assert [told[place] for place in range(9)] == verdicts
 
@@ -153,7 +157,7 @@ def test_a_real_model_judges_and_tells_a_summary_from_noise():
     post = "My neighbour's dog barks all night. I talked to her and she bought it a bed indoors. Now I can sleep."
     texts = ["A neighbour's dog barked at night until she moved it indoors.", "dog dog dog the the the"]
     four = [Comparison(str(i), post, texts[i % 2], texts[1 - i % 2]) for i in range(4)]
-    judge = causal_lm_judge("smollm2-135m", ask)
+    judge = causal_lm_judge("smollm2-135m", TEMPLATE)
     verdicts = judge.judge(four)
     assert [v.kind for v in verdicts] == ["graded"] * 4
     assert [v.win_probability for v in verdicts[:2]] == pytest.approx([v.win_probability for v in verdicts[2:]])

@@ -15,11 +15,9 @@ from pathlib import Path
 
 import pytest
 
-import stand_in_judge
 from judged_texts import made_up
 
-#: To become ("-m", "overopt", "judge").
-JUDGE = (stand_in_judge.__file__,)
+TEMPLATE = Path(__file__).parents[3] / "conf" / "judge" / "concise.txt"
 KINDS = {"win", "loss", "tie", "unreadable", "refused"}
 
 
@@ -82,17 +80,26 @@ def judge(completions: Path, url: str, model: Path, folder: Path, out: str) -> l
         "--judge.timeout": "60",
         # The server takes response_format and ignores it.
         "--judge.answers": "text",
+        "--judge.template": str(TEMPLATE),
+        "--judge.prices": "null",
         "--cache": "cache.db",
         "--out": out,
         "--order": "seeded",
         "--seed": "0",
         "--tracking-uri": f"sqlite:///{folder / 'mlflow.db'}",
     }
-    command = [sys.executable, *JUDGE, str(completions), *(word for option in options.items() for word in option)]
+    command = [
+        sys.executable,
+        "-m",
+        "overopt",
+        "judge",
+        str(completions),
+        *(word for option in options.items() for word in option),
+    ]
     environment = {**os.environ, "OVEROPT_JUDGE_API_KEY": "sk-for-nobody"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (folder / out).read_text().splitlines()]
+    return [json.loads(line) for line in (folder / out / completions.name).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.slow
@@ -107,9 +114,9 @@ def test_eight_comparisons_are_judged_by_a_served_model_and_none_is_asked_again(
         return log.read_text().count("POST /v1/chat/completions")
 
     with transformers_serve(model_folder, log) as url:
-        judged = judge(completions, url, model_folder, tmp_path, "judged.jsonl")
+        judged = judge(completions, url, model_folder, tmp_path, "judged")
         asked = requests()
-        again = judge(completions, url, model_folder, tmp_path, "again.jsonl")
+        again = judge(completions, url, model_folder, tmp_path, "again")
         assert requests() == asked
     assert asked == 8
     assert [row["prompt_id"] for row in judged] == [row["prompt_id"] for row in rows]
@@ -118,7 +125,7 @@ def test_eight_comparisons_are_judged_by_a_served_model_and_none_is_asked_again(
     for row in judged:
         assert row["judge_answer"].strip()  # word for word, whatever it was
         assert (row["win_probability"] is None) == (row["verdict"] in ("unreadable", "refused"))
-        assert row["judge_tokens"] > 100  # the post and both summaries were read
+        assert row["judge_input_tokens"] > 100  # the post and both summaries were read
     # A model of 135M parameters follows this question's form more often than not, wrong as it may be.
     assert verdicts.count("unreadable") <= 4
     assert [(row["verdict"], row["judge_answer"]) for row in again] == [

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,13 +17,11 @@ from overopt.data.prompt_format import encode_prompts, encode_texts
 from overopt.data.tokenization import padding_id
 from overopt.evaluation.judges.budget import Budget
 from overopt.evaluation.judges.protocol import Judge, OnVerdict, ignore
+from overopt.evaluation.judges.question import DEFAULT_TEMPLATE, Question
 from overopt.evaluation.records import Comparison, Verdict
 from overopt.models.compute import stage_device
 from overopt.models.policy import Policy, load_policy, weights_hash
 from overopt.packed_tokens import PromptGroup
-
-#: The question's text: the whole of what a user would say, the sample first.
-Question = Callable[[Comparison], str]
 
 # What makes a model that was never taught to converse answer rather than go on asking.
 _LEAD = "\n\nAnswer:"
@@ -36,7 +35,7 @@ class CausalLMJudge(Judge):
 
     Args:
         judge_lm: the judging model with its tokenizer, on the device to use.
-        question: the question's text. It is the user's turn of the tokenizer's chat template, where it has one, and
+        question: its text: the whole of what a user would say, the sample first. It is the user's turn of the tokenizer's chat template, where it has one, and
             can't write the template's marks.
         answers: that name the first and the second text.
         lead: what stands between the question and the answer, such as ``Preferred:``. By default nothing after a chat
@@ -52,7 +51,7 @@ class CausalLMJudge(Judge):
     def __init__(
         self,
         judge_lm: Policy,
-        question: Question,
+        question: Callable[[Comparison], str],
         *,
         answers: tuple[str, str] = ("A", "B"),
         lead: str | None = None,
@@ -110,7 +109,7 @@ class CausalLMJudge(Judge):
         for places, log_probs in self.answer_log_probs(comparisons):
             wins = expit((log_probs[:, 0] - log_probs[:, 1]) / self._temperature).tolist()
             for place, win in zip(places, wins, strict=True):
-                verdicts[place] = Verdict("graded", win, first_preferred=win)
+                verdicts[place] = Verdict("graded", win)
                 on_verdict(place, verdicts[place])
         return [verdicts[place] for place in range(len(comparisons))]
 
@@ -153,8 +152,7 @@ class CausalLMJudge(Judge):
 
 def causal_lm_judge(
     model: str,
-    question: Question,
-    answers: tuple[str, str] = ("A", "B"),
+    template: Path = DEFAULT_TEMPLATE,
     lead: str | None = None,
     temperature: float = 1.0,
     micro_batch_tokens: int = 2048,
@@ -165,9 +163,9 @@ def causal_lm_judge(
 
     Args:
         model: a Hugging Face folder, a hub name, a .gguf file, a policy's .ckpt file, or ``smollm2-135m``.
-        question: the question's text.
-        answers: that name the first and the second text.
-        lead: what stands between the question and the answer; see :class:`CausalLMJudge`.
+        template: file of the question, which is answered by a letter.
+        lead: what stands between the question and the answer, such as "Preferred:"; by default nothing after a chat
+            template, which opens the judge's turn itself, and "Answer:" on a line of its own without one.
         temperature: log-probabilities are divided by it.
         micro_batch_tokens: of a forward pass.
         shared_prompts: the question once for both answers; off for architectures that can't.
@@ -175,8 +173,7 @@ def causal_lm_judge(
     """
     return CausalLMJudge(
         load_policy(model).to(stage_device()),
-        question,
-        answers=answers,
+        Question(template, answers="letter").text,
         lead=lead,
         temperature=temperature,
         packing=Packing(shared_prompts, packed, micro_batch_tokens),
