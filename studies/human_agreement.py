@@ -46,6 +46,7 @@ from overopt.evaluation.judges.orders import BothOrders
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.judges.reward_classifier import RewardClassifierJudge
 from overopt.evaluation.judges.rouge import RougeJudge
+from overopt.evaluation.judges.verdict_cache import Cached, VerdictCache
 from overopt.evaluation.position_bias import position_bias
 from overopt.evaluation.records import Comparison, Verdict
 from overopt.models.compute import stage_device
@@ -162,14 +163,16 @@ def main() -> None:
         else:
             lines.append(f"no gold reward model at {options.gold_model} (make quickstart trains one): left out")
     if "lm" in options.judges:
-        name, judge = options.language_model, causal_lm_judge(options.language_model)
-        there = asked(judge, comparisons, f"{name}, one order")
-        both = asked(BothOrders(judge), comparisons, f"{name}, both orders")
+        name = options.language_model
+        with tempfile.TemporaryDirectory() as folder:
+            judge = Cached(causal_lm_judge(name), VerdictCache(Path(folder) / "verdicts.db"))
+            there = asked(judge, comparisons, f"{name}, one order")
+            both = asked(BothOrders(judge), comparisons, f"{name}, both orders")
         verdicts |= {f"{name}, one order": there, f"{name}, both orders": both}
         bias = position_bias(both)
         lines.append(
-            f"{name}: position bias {bias.bias:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}] in favour of the summary that it "
-            "reads first"
+            f"{name}: position bias {bias.bias:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}] in favour of the summary that "
+            "it reads first"
         )
     table = pd.DataFrame([row(name, of_judge, people) for name, of_judge in verdicts.items()])
     lines += [

@@ -35,8 +35,8 @@ class CausalLMJudge(Judge):
 
     Args:
         judge_lm: the judging model with its tokenizer, on the device to use.
-        question: its text: the whole of what a user would say, the sample first. It is the user's turn of the tokenizer's chat template, where it has one, and
-            can't write the template's marks.
+        question: its text: the whole of what a user would say, the sample first. It is the user's turn of the
+            tokenizer's chat template, where it has one, and can't write the template's marks.
         answers: that name the first and the second text.
         lead: what stands between the question and the answer, such as ``Preferred:``. By default nothing after a chat
             template, which opens the judge's turn itself, and ``Answer:`` on a line of its own without one.
