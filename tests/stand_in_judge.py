@@ -127,6 +127,9 @@ def _judged(row: dict[str, Any], kept: dict[str, Any], *, structured: bool, samp
 async def _run(options: argparse.Namespace) -> int:
     rows = [json.loads(line) for line in options.completions.read_text().splitlines()]
     cache = sqlite3.connect(options.cache)
+    # A full sync at every commit holds up the loop for a tenth of a second at times.
+    cache.execute("PRAGMA journal_mode = WAL")
+    cache.execute("PRAGMA synchronous = NORMAL")
     cache.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT)")
     asker = Asker(options, cache)
     answers = dict(cache.execute("SELECT key, answer FROM answers"))
