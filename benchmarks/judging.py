@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +50,7 @@ LATENCY = 0.5  # of the measurement of throughput [s]
 #: Of the server at its worst: long enough for all slots to be taken. [s]
 FAULTY_LATENCY = 0.25
 UNREADABLE = REFUSED = 0.01
-MOST_SITTINGS = 12
+MOST_SITTINGS = 20
 #: A trial without news from the server for so long has got stuck. [s]
 PATIENCE = 120.0
 
@@ -112,10 +113,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--keep", type=Path, help="folder for everything that is written on the way; it goes otherwise")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.keep or Path(temporary)
-        faulty, sittings = misbehaving(folder / "faulty", arguments.comparisons, arguments.kills, arguments.seed)
-        swift = [] if arguments.faults_only else undisturbed(folder / "swift", arguments.comparisons)
+    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="judging-"))
+    faulty, sittings = misbehaving(folder / "faulty", arguments.comparisons, arguments.kills, arguments.seed)
+    swift = [] if arguments.faults_only else undisturbed(folder / "swift", arguments.comparisons)
+    if not arguments.keep:
+        shutil.rmtree(folder)  # a trial that broke off leaves it, to be looked at
     checks = [*faulty, *swift]
     rows = [
         {"what": c.what, "found": c.found, "bar": c.bar, "holds": {True: "yes", False: "NO"}[c.holds]} for c in checks
@@ -365,18 +367,26 @@ def sit(folder: Path, url: str, log: Log, number: int, stop: Callable[[float], b
 
 
 def last_words(folder: Path) -> str:
-    """The end of what the judging process said."""
-    return (folder / "judge.err").read_text(encoding="utf-8", errors="replace")[-1000:].strip()
+    """The end of what the judging process and the server said, and where all is."""
+    said = [
+        (folder / name).read_text(encoding="utf-8", errors="replace")[-1000:] for name in ("judge.err", "server.err")
+    ]
+    return "\n".join([*said, f"in {folder}"])
 
 
 @contextmanager
 def server(folder: Path, options: Sequence[str]) -> Iterator[str]:
     """The base URL of a judge's endpoint in a process of its own; its log is server.jsonl."""
     command = [sys.executable, str(TESTS / "judge_endpoint.py"), "--key", KEY, "--log", str(folder / "server.jsonl")]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    with (
+        (folder / "server.err").open("w") as err,
+        subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=err, text=True) as process,
+    ):
         try:
             assert process.stdout
             yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with exit code {process.returncode}: {last_words(folder)}")
         finally:
             process.kill()
 
