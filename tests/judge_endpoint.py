@@ -11,7 +11,7 @@ the texts of :mod:`judged_texts`, and logs every request as a JSON line:
 - ``text``: what the judge wrote, of answers that are no fault;
 - ``delivered``: whether such an answer went out wholly while the client was still listening;
 - ``early``: when the pause was announced (by Retry-After) that the client broke with this request; else null;
-- ``under_way``: requests at that moment, this one included;
+- ``under_way``: requests at that moment whose client had not hung up, this one included;
 - ``batch``: the batch that the question came in, where it did.
 
 HTTP is spoken by hand, byte by byte: no server library lets one break its promises.
@@ -256,7 +256,8 @@ class JudgeEndpoint:
     def __init__(self, behaviour: Behaviour, log: Path | None = None) -> None:
         self.behaviour = behaviour
         self.entries: list[dict[str, Any]] = []
-        self.under_way = self.most_under_way = self.most_in_a_minute = 0
+        self.most_under_way = self.most_in_a_minute = 0
+        self._readers: set[asyncio.StreamReader] = set()
         self.url = ""
         self._log = log.open("a", encoding="utf-8", buffering=1) if log else None
         self._random = Random(behaviour.seed)
@@ -276,6 +277,16 @@ class JudgeEndpoint:
         server = await asyncio.start_server(self._connected, "127.0.0.1", port, limit=1 << 20, backlog=1024)
         self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         return server
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is at any request, its client listening or not."""
+        return bool(self._readers)
+
+    @property
+    def under_way(self) -> int:
+        """Requests whose client waits for the end of their answer."""
+        return sum(not reader.at_eof() for reader in self._readers)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -326,7 +337,7 @@ class JudgeEndpoint:
         self, request: Request, key: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         received = time.time()
-        self._count(received)
+        self._count(received, reader)
         try:
             try:
                 body = json.loads(request.body)
@@ -357,7 +368,7 @@ class JudgeEndpoint:
                 self._pauses.append(_Pause(ended, exchange.pause_until))
             self._keep({**entry, "ended": ended, "delivered": delivered})
         finally:
-            self.under_way -= 1
+            self._readers.discard(reader)
 
     def _draw_fault(self) -> str:
         kinds = self.behaviour.kinds or list(FAULTS)
@@ -432,8 +443,8 @@ class JudgeEndpoint:
         self._keep({"received": now, **about, "ended": now, "delivered": reply.status == 200})
         return reply.status, json.loads(reply.body)
 
-    def _count(self, received: float) -> None:
-        self.under_way += 1
+    def _count(self, received: float, reader: asyncio.StreamReader) -> None:
+        self._readers.add(reader)
         self.most_under_way = max(self.most_under_way, self.under_way)
         self._last_minute.append(received)
         while self._last_minute[0] <= received - 60:
@@ -524,7 +535,7 @@ def judge_served(behaviour: Behaviour | None = None, log: Path | None = None) ->
 
     async def finish() -> None:
         server.close()
-        while endpoint.under_way:  # an answer may be with the client before its entry is made
+        while endpoint.busy:  # an answer may be with the client before its entry is made
             await asyncio.sleep(0.01)
         endpoint.hang_up()
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
