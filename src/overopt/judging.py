@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +197,7 @@ def judge_files(
                 summaries[file.path] = summary
                 log_metrics(client, run_id, summary.metrics(), step=file.examples_seen)
                 log_artifact(client, run_id, judged, "judged")
-    for path, summary in summaries.items():
-        print("\n".join([f"{path}:", *(f"  {line}" for line in summary.lines())]))
+    print("\n".join(summary_text(summaries)))
     _warn_of_aliases(judge, answered_by)
     print(f"judged completions in {folder}, metrics in run {run_id}")
 
@@ -229,6 +228,27 @@ def summary_of(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -
         [len(comparison.sample.split()) for comparison in comparisons],
         [len(comparison.opponent.split()) for comparison in comparisons],
     )
+
+
+def summary_text(summaries: Mapping[Path, VerdictSummary]) -> list[str]:
+    """For people: all that is to be said of one file, a table of several."""
+    if len(summaries) == 1:
+        [(path, summary)] = summaries.items()
+        return [f"{path}:", *(f"  {line}" for line in summary.lines())]
+    header = ("win rate [95% interval]", "at equal length", "no verdict", "position bias", "cost")
+    width = max(len(path.name) for path in summaries)
+    lines = [f"{'':<{width}} {'':>7} " + " ".join(f"{name:>23}" for name in header)]
+    for path, summary in summaries.items():
+        rate, cells = summary.rate, []
+        cells.append(f"{rate.win_rate:.3f} [{rate.low:.3f}, {rate.high:.3f}]")
+        at_equal, bias = summary.length_controlled, summary.position
+        cells.append("-" if at_equal.note else f"{at_equal.win_rate:.3f} [{at_equal.low:.3f}, {at_equal.high:.3f}]")
+        cells.append(f"{rate.unreadable_share:.1%}")
+        cells.append(f"{bias.bias:+.3f} [{bias.low:+.3f}, {bias.high:+.3f}]" if bias.num_verdicts else "-")
+        cells.append(f"{summary.cost:.4g}" if summary.num_priced else "-")
+        lines.append(f"{path.name:<{width}} {summary.num_verdicts:>7} " + " ".join(f"{cell:>23}" for cell in cells))
+    [*_, last] = summaries.values()
+    return [*lines, *(f"of the last one: {line}" for line in last.lines()[1:2])]
 
 
 def judge_tags(judge: Judge) -> dict[str, str]:
