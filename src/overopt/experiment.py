@@ -161,15 +161,19 @@ def evaluate_paths(
     first = read_model_checkpoint(paths[0])
     alignment = alignment_of(first)
     evaluations: dict[int, CheckpointEvaluation] = {}
+
+    def evaluate(examples_seen: int, policy: Policy) -> None:
+        evaluations[examples_seen] = evaluator.evaluate(policy, alignment, on_batch)
+        # One by one: whatever stops the next one, these samples have been drawn and judged.
+        write_completions(completions_path(out, examples_seen), evaluations[examples_seen].completions)
+
     if "reference" in rows:
-        evaluations[0] = evaluator.evaluate(evaluator.reference, alignment, on_batch)
+        evaluate(0, evaluator.reference)
     for path in paths if "checkpoint" in rows else ():
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
-        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(open_policy(path), alignment, on_batch)
-    for examples_seen, evaluation in evaluations.items():
-        write_completions(completions_path(out, examples_seen), evaluation.completions)
+        evaluate(checkpoint.training["examples_seen"], open_policy(path))
     return evaluations
 
 

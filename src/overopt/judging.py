@@ -53,15 +53,23 @@ class Judging:
     cache: Path
     max_cost: float | None = None
 
-    def open(self, progress: Progress) -> "SupervisedJudge":
-        """The judge behind its cache, asked in the order wanted, with a bar on what it does.
+    def cached(self) -> Judge:
+        """The judge behind its cache, asked in the order wanted.
 
         Raises:
-            ValueError: the cache is none, or the cost limit is no cost.
+            ValueError: the file is no cache.
+        """
+        return in_order(Cached(self.judge, VerdictCache(self.cache)), self.order, self.seed)
+
+    def open(self, progress: Progress) -> "SupervisedJudge":
+        """The same with a cost limit, and a bar on what it does.
+
+        Raises:
+            ValueError: the file is no cache, the limit no cost, or the judge could not judge.
         """
         budget = Budget(self.max_cost)
-        cached = Cached(self.judge, VerdictCache(self.cache))
-        return SupervisedJudge(in_order(cached, self.order, self.seed), budget, self.cache, progress)
+        self.judge.require_ready(budget)
+        return SupervisedJudge(self.cached(), budget, self.cache, progress)
 
 
 class SupervisedJudge(Judge):
@@ -102,7 +110,7 @@ class SupervisedJudge(Judge):
         """
         estimate = self.estimate(comparisons)
         if estimate.calls:
-            self._progress.console.print(estimate_text(estimate, len(comparisons)), highlight=False)
+            self._progress.console.print(estimate_text(estimate, len(comparisons)), highlight=False, soft_wrap=True)
         self._total += len(comparisons)
         if self._task is None:
             self._task = self._progress.add_task("judging", total=self._total)
@@ -171,14 +179,14 @@ def judge_files(
             f"--out {folder} is where the completions are, which would be overwritten: name another folder"
         )
     comparisons = [comparison for file in files for comparison in file.comparisons]
+    if estimate_only:
+        print(estimate_text(judging.cached().estimate(comparisons), len(comparisons)))
+        return
     with progress_bar() as progress:
         judge = judging.open(progress)
-        if estimate_only:
-            progress.console.print(estimate_text(judge.estimate(comparisons), len(comparisons)), highlight=False)
-            return
         client = open_store(tracking_uri, create=run_id is None)
         if run_id is None:
-            run_id = _own_run(client, judge, files)
+            run_id = _own_run(client, judge, completions, files)
             tracked: AbstractContextManager[str] = finishing(client, run_id)
         else:
             require_run(client, run_id)
@@ -286,13 +294,13 @@ def _read_file(path: Path) -> _File:
     return _File(path, rows, comparisons)
 
 
-def _own_run(client: MlflowClient, judge: Judge, files: Sequence[_File]) -> str:
+def _own_run(client: MlflowClient, judge: Judge, completions: Path, files: Sequence[_File]) -> str:
     """The run of this judging, which an interrupted one has left perhaps."""
     digest = hashlib.sha256(json.dumps([judge.settings, [file.rows for file in files]]).encode()).hexdigest()
     tags = {_JUDGING_TAG: digest}
-    name = f"{judge.settings['judge']} on {files[0].path.parent.name or files[0].path.name}"
+    name = f"{judge.settings['judge']} on {completions.name}"
     run_id = find_run(client, tags) or start_run(client, name, "judge", tags=tags)
-    log_params(client, run_id, judge.settings | {"completions": ", ".join(str(file.path) for file in files)})
+    log_params(client, run_id, judge.settings | {"completions": str(completions)})
     return run_id
 
 

@@ -109,22 +109,30 @@ class ApiJudge(Judge):
             "judge_sampling": ", ".join(f"{name} {value}" for name, value in sorted(sampling.items())),
         }
 
+    def require_ready(self, budget: Budget) -> None:
+        """A key, and with a cost limit a price.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        self._endpoint.require_key()
+        if budget.max_cost is not None and self._price is None:
+            raise ValueError(
+                f"no price of {self._model} in {self._prices}, so --max-cost can't be kept: add its price, or leave "
+                "the limit out"
+            )
+
     def judge(
         self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None
     ) -> list[Verdict]:
         """Verdicts as the model gives them; those it can't be read from keep its words.
 
         Raises:
-            ValueError: no key, no such model, an endpoint that is down, questions that nobody answered, or the cost
-                limit; verdicts that are there have been reported all the same.
+            ValueError: as :meth:`require_ready`; no such model, an endpoint that is down, questions that nobody
+                answered, or the cost limit: verdicts that are there have been reported all the same.
         """
         budget = budget or Budget()
-        if budget.max_cost is not None and self._price is None:
-            raise ValueError(
-                f"no price of {self._model} in {self._prices}, so --max-cost can't be kept: add its price, or leave "
-                "the limit out"
-            )
-        self._endpoint.client()  # a missing key is said before anything is made
+        self.require_ready(budget)
         verdicts: list[Verdict] = [Verdict("unreadable", None)] * len(comparisons)
 
         def keep(request: Request, reply: Reply) -> None:

@@ -88,14 +88,14 @@ class Endpoint:
         # A named variable was meant to hold something; a server on one's own machine often wants no key.
         self._needs_key = self.is_openai or key_variable is not None
 
-    def client(self) -> AsyncOpenAI:
-        """A client, which does not retry by itself.
-
-        Raises:
-            ValueError: the key is missing.
-        """
+    def require_key(self) -> None:
+        """Raise a ValueError where the key is missing."""
         if not self._key() and self._needs_key:
             raise ValueError(f"no key for {self.url}: set the environment variable {self._key_variable} to it")
+
+    def client(self) -> AsyncOpenAI:
+        """A client, which does not retry by itself."""
+        self.require_key()
         return AsyncOpenAI(base_url=self.url, api_key=self._key() or "none", timeout=self.timeout, max_retries=0)
 
     def _key(self) -> str:

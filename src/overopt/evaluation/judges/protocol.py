@@ -51,6 +51,14 @@ class Judge(Protocol):
     def settings(self) -> dict[str, str]:
         """Everything besides the texts that can change a verdict, by name; known answers are found again by it."""
 
+    def require_ready(self, budget: Budget) -> None:
+        """Asked before anything long is begun.
+
+        Raises:
+            ValueError: it could not judge, or not keep to the budget.
+        """
+        return
+
     @abstractmethod
     def judge(
         self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None

@@ -184,10 +184,12 @@ class Cached(Judge):
                 budget.spend(verdict.cost or 0.0)
                 found(key, verdict)
             missing = [key for key in missing if key not in known]
+            if not missing:
+                break
             if claimed := self._cache.claim(missing):
                 self._ask(claimed, [comparisons[places[key][0]] for key in claimed], settings, found, budget)
                 missing = sorted(set(missing) - set(claimed), key=missing.index)
-            elif missing:
+            else:
                 time.sleep(_LOOK_AGAIN)
         return verdicts
 
