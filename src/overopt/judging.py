@@ -13,7 +13,6 @@ from mlflow import MlflowClient
 from rich.progress import Progress, TaskID
 
 from overopt.evaluation.judges.budget import Budget, CostLimitError
-from overopt.evaluation.judges.live_requests import UnansweredError
 from overopt.evaluation.judges.orders import Order, in_order
 from overopt.evaluation.judges.protocol import Estimate, Judge, OnVerdict, ignore
 from overopt.evaluation.judges.verdict_cache import Cached, VerdictCache
@@ -128,10 +127,12 @@ class SupervisedJudge(Judge):
 
         try:
             return self._judge.judge(comparisons, count, self._budget)
-        except (UnansweredError, CostLimitError) as error:
+        except ValueError as error:
+            if not done:
+                raise
             more = " with a higher --max-cost" if isinstance(error, CostLimitError) else ""
             raise ValueError(
-                f"{error}: {done:,} of {len(comparisons):,} comparisons are judged and kept in {self._cache}; start "
+                f"{error}; {done:,} of {len(comparisons):,} comparisons are judged and kept in {self._cache}: start "
                 f"the same command again{more} to go on"
             ) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from full_disk import no_file_larger_than
 from overopt.evaluation.judges.budget import Budget
 from overopt.evaluation.judges.protocol import Judge, ignore
 from overopt.evaluation.judges.verdict_cache import Cached, VerdictCache, verdict_key
@@ -199,3 +200,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/verdicts\.db is no verdict cache"):
         VerdictCache(tmp_path / "file" / "verdicts.db")
+
+
+def test_a_full_disk_is_one_line_and_costs_no_earlier_verdict(cache):
+    Cached(Counting(), cache).judge(COMPARISONS)
+    long = Verdict("win", 1.0, answer="word " * 200_000)
+    with no_file_larger_than(500_000), pytest.raises(ValueError, match=r"verdicts\.db can't be written") as error:
+        cache.keep("too long", long, SETTINGS)
+    assert "\n" not in str(error.value)
+    known = Counting()
+    Cached(known, VerdictCache(cache.path)).judge(COMPARISONS)
+    assert not known.asked
+    cache.keep("too long", long, SETTINGS)
+    assert cache.known(["too long"]) == {"too long": long}

@@ -85,7 +85,7 @@ class LiveRequests:
         endpoint: who is asked.
         limits: how hard.
         max_output_tokens: of an answer.
-        on_reply: told of each answer, and gives its cost.
+        on_reply: told of each answer, and spends its cost.
         budget: what may be spent.
         cost: of tokens that were charged without an answer.
     """

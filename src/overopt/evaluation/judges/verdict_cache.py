@@ -47,10 +47,10 @@ class VerdictCache:
             self._database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
-            with self._writing():
-                self._check_or_make()
         except (sqlite3.Error, OSError) as error:
             raise ValueError(f"{path} is no verdict cache ({error}): name another file with --cache") from error
+        with self._writing():
+            self._check_or_make()
 
     def _check_or_make(self) -> None:
         (application,) = self._database.execute("PRAGMA application_id").fetchone()
@@ -77,14 +77,20 @@ class VerdictCache:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        # Immediate: two readers that both turn writers would wait for each other for ever.
-        self._database.execute("BEGIN IMMEDIATE")
         try:
-            yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+            # Immediate: two readers that both turn writers would wait for each other for ever.
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise ValueError(
+                f"verdict cache {self.path} can't be written ({error}): what is in it stays; make room, or name "
+                "another file with --cache"
+            ) from error
 
     def known(self, keys: Sequence[str]) -> dict[str, Verdict]:
         """Verdicts of those keys that have one."""
