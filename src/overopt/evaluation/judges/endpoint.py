@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from pydantic import BaseModel, ValidationError
 
+from overopt.evaluation.endpoint_errors import first_line, read_error
 from overopt.evaluation.judges.prices import Usage
 
 OPENAI = "https://api.openai.com/v1"
@@ -130,10 +131,8 @@ class Endpoint:
             PassingError: it may pass.
             ValueError: it will not.
         """
-        said = body if isinstance(body, dict) else {}
-        said = said["error"] if isinstance(said.get("error"), dict) else said
-        code = str(said.get("code"))
-        reason = self.without_key(first_line(str(said.get("message") or said.get("detail") or text)))
+        code, reason = read_error(body, text)
+        reason = self.without_key(reason)
         if status == 400 and code in _FILTER_CODES:
             return Reply(text=reason, refused=True)
         if (status in _PASSING or status >= 500) and code not in _FINAL_CODES:
@@ -221,8 +220,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
     date = email.utils.parsedate_tz(headers.get("retry-after", ""))
     return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
-
-
-def first_line(text: str) -> str:
-    """The first line of somebody else's message, at most 300 characters of it."""
-    return (text.strip().splitlines() or ["no reason given"])[0][:300]
