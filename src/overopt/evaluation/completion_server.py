@@ -90,9 +90,9 @@ class CompletionServer:
         try:
             return asyncio.run(self._sample(prompt_ids, limits, seed, on_batch or (lambda _: None)))
         except APIStatusError as error:
+            reason = read_error(error.body, error.response.text).reason
             raise ValueError(
-                f"the server at {self.url} answered {error.status_code} ({read_error(error.body, error.response.text).reason}); "
-                f"{_way_out(error.status_code)}"
+                f"the server at {self.url} answered {error.status_code} ({reason}); {_way_out(error.status_code)}"
             ) from error
         except APIConnectionError as error:  # a time-out is one, too
             reason = first_line(str(error.__cause__ or error))
