@@ -303,6 +303,7 @@ def plan(
     num_prompts: int = 256,
     sft_examples: int | None = None,
     judge_calls_per_prompt: int = 1,
+    judge_model: str | None = None,
     judge_price_per_call: float | None = None,
     judge_price_per_million: list[float] | None = None,
     judge_template_tokens: int = 180,
@@ -332,6 +333,7 @@ def plan(
         num_prompts: that each checkpoint is evaluated on.
         sft_examples: demonstrations of the SFT before an alignment; TL;DR's 116,722 by default.
         judge_calls_per_prompt: 2 where the judge is shown both orders.
+        judge_model: that judges, priced by conf/judge/prices.yaml.
         judge_price_per_call: in any currency.
         judge_price_per_million: of a million input and a million output tokens, two numbers.
         judge_template_tokens: of a question besides the post and the two summaries.
@@ -342,6 +344,13 @@ def plan(
     from overopt.planning.grid import Grid, JudgePrices
     from overopt.planning.hardware import Hardware
 
+    if judge_model is not None:
+        from overopt.evaluation.judges.prices import DEFAULT_PRICES, price_of
+
+        if judge_price_per_million is not None:
+            raise ValueError("give --judge-model or --judge-price-per-million, not both")
+        price = price_of(judge_model, DEFAULT_PRICES)
+        judge_price_per_million = [price.input, price.output]
     print_plan(
         fit_options,
         Hardware(gpu, gpus, gpu_memory, utilisation, peak_tflops, price_per_gpu_hour),

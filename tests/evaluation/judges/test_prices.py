@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from overopt.evaluation.judges.prices import ModelPrice, Usage, read_prices
+from overopt.evaluation.judges.prices import ModelPrice, Usage, price_of, read_prices
 
 CONF = Path(__file__).parents[3] / "conf" / "judge"
 
@@ -19,6 +19,12 @@ def test_the_papers_judge_has_a_price():
     table = read_prices(CONF / "prices.yaml")
     assert table.models["gpt-4-turbo-2024-04-09"].output > table.models["gpt-4-turbo-2024-04-09"].input > 0
     assert table.batch_factor == 0.5
+
+
+def test_a_model_without_a_price_is_named_with_those_that_have_one():
+    assert price_of("gpt-4-turbo-2024-04-09", CONF / "prices.yaml").input == 10.0
+    with pytest.raises(ValueError, match=r"no price of 'mine' in .*prices\.yaml; there are gpt-4-turbo-2024-04-09, "):
+        price_of("mine", CONF / "prices.yaml")
 
 
 @pytest.mark.parametrize(

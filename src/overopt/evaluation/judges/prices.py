@@ -66,6 +66,18 @@ class PriceTable(BaseModel):
     models: dict[str, ModelPrice]
 
 
+def price_of(model: str, path: Path) -> ModelPrice:
+    """A model's price in a table.
+
+    Raises:
+        ValueError: the table is none, or has no such model.
+    """
+    table = read_prices(path)
+    if model not in table.models:
+        raise ValueError(f"no price of {model!r} in {path}; there are {', '.join(table.models)}")
+    return table.models[model]
+
+
 def read_prices(path: Path) -> PriceTable:
     """A price table.
 
