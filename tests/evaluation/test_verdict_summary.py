@@ -48,6 +48,8 @@ def test_metrics_carry_the_contracts_names():
     assert metrics["eval/unreadable_share"] == 3 / 8
     assert metrics["eval/refused_share"] == 2 / 8
     assert metrics["eval/judge_cost"] == 1.5
+    counted = [sum(v.input_tokens for v in ANSWERS), sum(v.output_tokens for v in ANSWERS)]
+    assert [metrics["eval/judge_input_tokens"], metrics["eval/judge_output_tokens"]] == counted
     assert metrics["eval/win_rate_low"] < 0.5 < metrics["eval/win_rate_high"]
     assert {name.removeprefix("eval/") for name in metrics} == {
         "win_rate",
@@ -59,6 +61,8 @@ def test_metrics_carry_the_contracts_names():
         "tie_share",
         "unreadable_share",
         "refused_share",
+        "judge_input_tokens",
+        "judge_output_tokens",
         "position_bias",
         "position_bias_se",
         "judge_cost",

@@ -61,6 +61,9 @@ class VerdictSummary(NamedTuple):
             "eval/position_bias_se": self.position.standard_error,
             "eval/judge_cost": self.cost,
         }
+        if self.input_tokens or self.output_tokens:  # else nobody counted
+            metrics["eval/judge_input_tokens"] = float(self.input_tokens)
+            metrics["eval/judge_output_tokens"] = float(self.output_tokens)
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def lines(self) -> list[str]:
