@@ -90,7 +90,7 @@ class CompletionServer:
         try:
             return asyncio.run(self._sample(prompt_ids, limits, seed, on_batch or (lambda _: None)))
         except APIStatusError as error:
-            reason = read_error(error.body, error.response.text).reason
+            reason = first_line(read_error(error.body, error.response.text).reason)
             raise ValueError(
                 f"the server at {self.url} answered {error.status_code} ({reason}); {_way_out(error.status_code)}"
             ) from error

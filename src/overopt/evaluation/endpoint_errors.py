@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible endpoint says of an error, on one line."""
+"""What an OpenAI-compatible endpoint says of an error."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ class EndpointError(NamedTuple):
 
     Attributes:
         code: such as ``insufficient_quota``; empty where it gives none.
-        reason: for people.
+        reason: for people; of any length.
     """
 
     code: str
@@ -25,9 +25,7 @@ def read_error(body: object, text: str) -> EndpointError:
     """
     said = body if isinstance(body, dict) else {}
     said = said["error"] if isinstance(said.get("error"), dict) else said
-    return EndpointError(
-        str(said.get("code") or ""), first_line(str(said.get("message") or said.get("detail") or text))
-    )
+    return EndpointError(str(said.get("code") or ""), str(said.get("message") or said.get("detail") or text))
 
 
 def first_line(text: str) -> str:

@@ -136,7 +136,7 @@ class ApiJudge(Judge):
         verdicts: list[Verdict] = [Verdict("unreadable", None)] * len(comparisons)
 
         def keep(request: Request, reply: Reply) -> None:
-            verdict = self._verdict(reply)
+            verdict = self._verdict(request, reply)
             budget.spend(verdict.cost or 0.0)
             verdicts[request.place] = verdict
             on_verdict(request.place, verdict)
@@ -196,16 +196,19 @@ class ApiJudge(Judge):
     def _cost(self, usage: Usage) -> float | None:
         return None if self._price is None else self._price.cost(usage, self._factor)
 
-    def _verdict(self, reply: Reply) -> Verdict:
+    def _verdict(self, request: Request, reply: Reply) -> Verdict:
         # In an answer that was cut, what looks like a choice is not one.
         choice = Choice("unreadable", None) if reply.cut else self._question.read(reply.text)
         kind, win_probability = Choice("refused", None) if reply.refused else choice
+        usage = reply.usage or Usage()
+        # An endpoint that counts nothing may have taken all that the question could cost; limits hold all the same.
+        uncounted = None if self._price is None else request.highest_cost
         return Verdict(
             kind,
             win_probability,
-            answer=reply.text,
+            answer=self._endpoint.without_key(reply.text),
             answered_by=reply.model,
-            cost=self._cost(reply.usage),
-            input_tokens=reply.usage.input_tokens,
-            output_tokens=reply.usage.output_tokens,
+            cost=uncounted if reply.usage is None else self._cost(usage),
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
         )

@@ -4,12 +4,12 @@ import asyncio
 import email.utils
 import os
 import time
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Mapping
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from overopt.evaluation.endpoint_errors import first_line, read_error
 from overopt.evaluation.judges.prices import Usage
@@ -26,22 +26,25 @@ _FINAL_CODES = {"insufficient_quota", "billing_hard_limit_reached", "access_term
 _FILTER_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
 
 
+ResultT = TypeVar("ResultT")
+
+
 class Reply(BaseModel):
     """What is read of an answer, whatever else a server puts there.
 
     Attributes:
-        text: the answer.
+        text: the answer, word for word; it may repeat anything that the server knows, the key too.
         refused: the model declined, or a filter did.
         cut: it reached the limit of output tokens.
         model: that answered: of an alias, its snapshot.
-        usage: tokens as the endpoint counted them.
+        usage: tokens as the endpoint counted them; ``None`` where it counted none.
     """
 
     text: str
     refused: bool = False
     cut: bool = False
     model: str | None = None
-    usage: Usage = Usage()
+    usage: Usage | None = None
 
 
 class PassingError(Exception):
@@ -72,14 +75,15 @@ class Endpoint:
     """
 
     def __init__(self, url: str = OPENAI, key_variable: str | None = None, timeout: float = 120.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{url!r} is no URL of an endpoint; expected such as http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query:
+        # By its marks, not by its parts: a URL that is none may hold a key all the same, and is not repeated.
+        if set("@?#") & set(url):
             raise ValueError(
-                f"the URL of {parts.hostname} holds a name, a key or a query, which would be logged: give the key in "
-                "an environment variable"
+                "the base URL of the endpoint holds a name, a key or a query (@, ? or #), which would be logged: give "
+                "the key in an environment variable"
             )
+        parts = _parts(url)
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is no URL of an endpoint; expected such as http://127.0.0.1:8000/v1")
         if not timeout > 0:
             raise ValueError(f"need a time-out > 0 s, got {timeout}")
         self.url = url
@@ -90,9 +94,14 @@ class Endpoint:
         self._needs_key = self.is_openai or key_variable is not None
 
     def require_key(self) -> None:
-        """Raise a ValueError where the key is missing."""
+        """Raise a ValueError where the key is missing, or can be none."""
         if not self._key() and self._needs_key:
             raise ValueError(f"no key for {self.url}: set the environment variable {self._key_variable} to it")
+        if not all("!" <= character <= "~" for character in self._key()):
+            raise ValueError(
+                f"what {self._key_variable} holds is no key, there is white space or a character beyond ASCII in it: "
+                "set it to the key alone"
+            )
 
     def client(self) -> AsyncOpenAI:
         """A client, which does not retry by itself."""
@@ -106,6 +115,11 @@ class Endpoint:
         """A server's words, its key struck out should it have repeated it."""
         return text.replace(self._key(), "[key]") if self._key() else text
 
+    def first_words(self, text: str) -> str:
+        """The first line of a server's words, as far as an error can hold it, without the key."""
+        # Struck out first: of a key that is cut in two, the half would stay.
+        return first_line(self.without_key(text))
+
     async def ask(self, client: AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
         """One attempt.
 
@@ -113,16 +127,36 @@ class Endpoint:
             PassingError: it may be asked again.
             ValueError: it may not: the endpoint has refused for good.
         """
+        fields = {name: value for name, value in body.items() if name not in ("model", "messages")}
         try:
             async with asyncio.timeout(self.timeout):
-                raw = await client.chat.completions.with_raw_response.create(**body)
-            return self.read(raw.content)
+                # In extra_body, since servers know fields of which OpenAI's client knows nothing.
+                answer = await self.answered(
+                    client.chat.completions.with_raw_response.create(
+                        model=body["model"], messages=body["messages"], extra_body=fields
+                    )
+                )
         except TimeoutError as error:
             raise PassingError(f"no whole answer within {self.timeout:g} s") from error
-        except APIConnectionError as error:
-            raise PassingError(first_line(str(error.__cause__ or error))) from error
+        if isinstance(answer, APIStatusError):
+            return self.refused_or_raise(answer.status_code, answer.body, answer.response.text, answer.response.headers)
+        return self.read(answer.content)
+
+    async def answered(self, call: Awaitable[ResultT]) -> ResultT | APIStatusError:
+        """What a call of the client gives, or the error that the server answers with.
+
+        Raises:
+            PassingError: there is no answer.
+        """
+        try:
+            return await call
         except APIStatusError as error:
-            return self.refused_or_raise(error.status_code, error.body, error.response.text, error.response.headers)
+            return error
+        except APIConnectionError as error:
+            reason = self.first_words(str(error.__cause__ or error))
+        # Outside of the handlers, here and below: a traceback shows the error over which another was raised, and that
+        # one's words may hold the key.
+        raise PassingError(reason)
 
     def refused_or_raise(self, status: int, body: object, text: str, headers: Mapping[str, str] | None = None) -> Reply:
         """An answer that is an error: a question that was filtered has been answered, anything else is raised.
@@ -132,9 +166,9 @@ class Endpoint:
             ValueError: it will not.
         """
         code, reason = read_error(body, text)
-        reason = self.without_key(reason)
+        reason = self.first_words(reason)
         if status == 400 and code in _FILTER_CODES:
-            return Reply(text=reason, refused=True)
+            return Reply(text=reason, refused=True, usage=Usage())
         if (status in _PASSING or status >= 500) and code not in _FINAL_CODES:
             raise PassingError(f"{status} {reason}", retry_after(headers or {}))
         raise ValueError(f"the endpoint at {self.url} answered {status} ({reason}): {self._way_out(status, code)}")
@@ -146,21 +180,24 @@ class Endpoint:
             PassingError: it is none: no JSON, no choices, or not the fields of a chat completion.
         """
         try:
-            answer = _Completion.model_validate_json(content)
+            answer: _Completion | None = _Completion.model_validate_json(content)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or "the answer"
-            raise PassingError(f"an answer that is no chat completion ({where}: {first['msg']})") from error
-        usage = answer.usage.counted() if answer.usage else Usage()
+            problem = f"an answer that is no chat completion ({where}: {first['msg']})"
+            answer = None
+        if answer is None:
+            raise PassingError(problem)
+        usage = answer.usage.counted() if answer.usage else None
         if len(answer.choices) != 1:
             raise PassingError(f"an answer with {len(answer.choices)} choices", usage=usage)
         (choice,) = answer.choices
         refusal = choice.message.refusal
         return Reply(
-            text=self.without_key(refusal or choice.message.content or ""),
+            text=refusal or choice.message.content or "",
             refused=refusal is not None or choice.finish_reason == "content_filter",
             cut=choice.finish_reason == "length",
-            model=answer.model,
+            model=None if answer.model is None else self.without_key(answer.model),
             usage=usage,
         )
 
@@ -188,17 +225,19 @@ class _Choice(BaseModel):
 
 
 class _CachedTokens(BaseModel):
-    cached_tokens: int | None = None
+    cached_tokens: NonNegativeInt | None = None
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: NonNegativeInt | None = None
+    completion_tokens: NonNegativeInt | None = None
     prompt_tokens_details: _CachedTokens | None = None
 
-    def counted(self) -> Usage:
+    def counted(self) -> Usage | None:
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
         cached = self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
-        return Usage(self.prompt_tokens, self.completion_tokens, cached or 0)
+        return Usage(self.prompt_tokens, self.completion_tokens, min(cached or 0, self.prompt_tokens))
 
 
 class _Completion(BaseModel):
@@ -218,5 +257,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             return max(0.0, float(headers[header]) * unit)
         except (KeyError, ValueError):
             continue
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    try:
+        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+        return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    except (ValueError, OverflowError):
+        return None  # a date that no calendar has
+
+
+def _parts(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts
