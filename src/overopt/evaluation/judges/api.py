@@ -120,9 +120,10 @@ class ApiJudge(Judge):
         """
         budget = budget or Budget()
         if budget.max_cost is not None and self._price is None:
+            table = "without a table of prices" if self._prices is None else f"in {self._prices}"
             raise ValueError(
-                f"no price of {self._model} in {self._prices}, so --max-cost can't be kept: add its price, or leave "
-                "the limit out"
+                f"no price of {self._model} {table}, so --max-cost can't be kept: give its price in a table with "
+                "--judge.prices, or leave the limit out"
             )
         self._endpoint.client()  # a missing key is said before anything is made
         verdicts: list[Verdict] = [Verdict("unreadable", None)] * len(comparisons)
@@ -136,7 +137,9 @@ class ApiJudge(Judge):
         requests = self._requests(comparisons)
         if self._mode == "batch":
             mark = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
-            batches = BatchRequests(self._endpoint, mark, self._limits.max_attempts, self._poll_seconds, keep, budget)
+            batches = BatchRequests(
+                self._endpoint, mark, self._limits.max_attempts, self._poll_seconds, keep, budget, self._cost
+            )
             asyncio.run(batches.ask_all(list(requests)))
         else:
             asyncio.run(self._ask_live(requests, keep, budget))
