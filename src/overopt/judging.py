@@ -63,6 +63,21 @@ class Judging:
         cached = Cached(self.judge, VerdictCache(self.cache))
         return SupervisedJudge(in_order(cached, self.order, self.seed), budget, self.cache, progress)
 
+    def require(self, comparisons: Sequence[Comparison] = ()) -> None:
+        """Say what is missing before anything is made: what the judge needs, unless its cache knows all answers.
+
+        Args:
+            comparisons: as far as they are there already.
+
+        Raises:
+            ValueError: something is missing, or a file that is there is no cache.
+        """
+        if self.cache.exists() and self.judge.estimate(comparisons).calls:
+            known = in_order(Cached(self.judge, VerdictCache(self.cache)), self.order, self.seed)
+            if not known.estimate(comparisons).calls:
+                return
+        self.judge.require(comparisons, self.max_cost)
+
 
 class SupervisedJudge(Judge):
     """A judge that says beforehand what it will ask, shows how far it is, and keeps to a budget.
@@ -171,12 +186,15 @@ def judge_files(
             f"--out {folder} is where the completions are, which would be overwritten: name another folder"
         )
     comparisons = [comparison for file in files for comparison in file.comparisons]
+    client = None
+    if not estimate_only:
+        judging.require(comparisons)
+        client = open_store(tracking_uri, create=run_id is None)
     with progress_bar() as progress:
         judge = judging.open(progress)
-        if estimate_only:
+        if client is None:
             progress.console.print(estimate_text(judge.estimate(comparisons), len(comparisons)), highlight=False)
             return
-        client = open_store(tracking_uri, create=run_id is None)
         if run_id is None:
             run_id = _own_run(client, judge, files)
             tracked: AbstractContextManager[str] = finishing(client, run_id)
@@ -184,8 +202,9 @@ def judge_files(
             require_run(client, run_id)
             tracked = nullcontext(run_id)  # it has ended long ago, and stays so
         with tracked:
-            set_tags(client, run_id, judge_tags(judge))
             verdicts = iter(judge.judge(comparisons))
+            # Not before: until there are verdicts, the metrics of a run that was given are of another judge.
+            set_tags(client, run_id, judge_tags(judge))
             summaries: dict[Path, VerdictSummary] = {}
             answered_by: set[str] = set()
             for file in files:
@@ -254,6 +273,8 @@ def _read_file(path: Path) -> _File:
                 f"{path}, line {number}: no {missing[0]}; a completion to be judged has prompt, response and opponent, "
                 "the dataset's response that it is held against"
             )
+        if not isinstance(row.get("reference"), str | None):
+            raise ValueError(f"{path}, line {number}: the reference is no text; leave it out where there is none")
         comparisons.append(
             Comparison(
                 str(row.get("prompt_id", number)),

@@ -119,13 +119,7 @@ class ApiJudge(Judge):
                 limit; verdicts that are there have been reported all the same.
         """
         budget = budget or Budget()
-        if budget.max_cost is not None and self._price is None:
-            table = "without a table of prices" if self._prices is None else f"in {self._prices}"
-            raise ValueError(
-                f"no price of {self._model} {table}, so --max-cost can't be kept: give its price in a table with "
-                "--judge.prices, or leave the limit out"
-            )
-        self._endpoint.client()  # a missing key is said before anything is made
+        self.require(comparisons, budget.max_cost)
         verdicts: list[Verdict] = [Verdict("unreadable", None)] * len(comparisons)
 
         def keep(request: Request, reply: Reply) -> None:
@@ -144,6 +138,20 @@ class ApiJudge(Judge):
         else:
             asyncio.run(self._ask_live(requests, keep, budget))
         return verdicts
+
+    def require(self, comparisons: Sequence[Comparison], max_cost: float | None = None) -> None:
+        """The key, and a price where there is a limit.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        if max_cost is not None and self._price is None:
+            table = "without a table of prices" if self._prices is None else f"in {self._prices}"
+            raise ValueError(
+                f"no price of {self._model} {table}, so --max-cost can't be kept: give its price in a table with "
+                "--judge.prices, or leave the limit out"
+            )
+        self._endpoint.client()
 
     async def _ask_live(self, requests: Iterator[Request], keep: Any, budget: Budget) -> None:
         live = LiveRequests(self._endpoint, self._limits, self._max_output_tokens, keep, budget, self._cost)

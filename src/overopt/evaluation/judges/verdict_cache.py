@@ -82,7 +82,8 @@ class VerdictCache:
         try:
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # a full disk has rolled it back already
+                self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
 
@@ -97,16 +98,25 @@ class VerdictCache:
         return found
 
     def keep(self, key: str, verdict: Verdict, settings: Mapping[str, str]) -> None:
-        """Put a verdict on disk; of two on the same question the first one stays."""
+        """Put a verdict on disk; of two on the same question the first one stays.
+
+        Raises:
+            ValueError: the disk is full, or the file gone bad.
+        """
         row = (
             key,
             json.dumps(asdict(verdict)),
             json.dumps(dict(settings)),
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
-        with self._writing():
-            self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)", row)
-            self._database.execute("DELETE FROM under_way WHERE key = ?", (key,))
+        try:
+            with self._writing():
+                self._database.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?)", row)
+                self._database.execute("DELETE FROM under_way WHERE key = ?", (key,))
+        except sqlite3.Error as error:
+            raise ValueError(
+                f"{self.path} takes no more verdicts ({error}): make room for it, then start the same command again"
+            ) from error
 
     def claim(self, keys: Sequence[str]) -> list[str]:
         """Take those keys that have no verdict and that no other live process is asking about."""
