@@ -92,6 +92,8 @@ def label_pairs(pairs_file: Path, out: Path, by: Literal["judge", "human"], judg
     """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
     if (by == "judge") != (judging is not None):
         raise ValueError("labels by judge need --judge, such as --judge gold; labels by human take none")
+    if judging is not None:
+        judging.require()
     with progress_bar() as progress:
         label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed)
 
@@ -120,6 +122,8 @@ def evaluate_checkpoints(
             f"{paths[0]} was written by stage {first.training['stage']!r}; only aligned policies have a reference "
             "to be evaluated against"
         )
+    if judging is not None:
+        judging.require()
     run_id = run_id or first.training.get("run_id")
     client = open_store(tracking_uri, create=False) if run_id else None
     reference_path = first.training["reference"]

@@ -64,11 +64,24 @@ class Judging:
         """The same with a cost limit, and a bar on what it does.
 
         Raises:
-            ValueError: the file is no cache, the limit no cost, or the judge could not judge.
+            ValueError: the file is no cache, or the limit no cost.
         """
         budget = Budget(self.max_cost)
-        self.judge.require_ready(budget)
         return SupervisedJudge(self.cached(), budget, self.cache, progress)
+
+    def require(self, comparisons: Sequence[Comparison] = ()) -> None:
+        """Say what is missing before anything is made: what the judge needs, unless its cache knows all answers.
+
+        Args:
+            comparisons: as far as they are there already.
+
+        Raises:
+            ValueError: something is missing, or a file that is there is no cache.
+        """
+        asks = self.judge.estimate(comparisons).calls > 0
+        all_known = asks and self.cache.exists() and not self.cached().estimate(comparisons).calls
+        if not all_known:
+            self.judge.require(comparisons, self.max_cost)
 
 
 class SupervisedJudge(Judge):
@@ -183,9 +196,10 @@ def judge_files(
     if estimate_only:
         print(estimate_text(judging.cached().estimate(comparisons), len(comparisons)))
         return
+    judging.require(comparisons)
+    client = open_store(tracking_uri, create=run_id is None)
     with progress_bar() as progress:
         judge = judging.open(progress)
-        client = open_store(tracking_uri, create=run_id is None)
         if run_id is None:
             run_id = _own_run(client, judge, completions, files)
             tracked: AbstractContextManager[str] = finishing(client, run_id)
@@ -193,8 +207,9 @@ def judge_files(
             require_run(client, run_id)
             tracked = nullcontext(run_id)  # it has ended long ago, and stays so
         with tracked:
-            set_tags(client, run_id, judge_tags(judge))
             verdicts = iter(judge.judge(comparisons))
+            # Not before: until there are verdicts, the metrics of a run that was given are of another judge.
+            set_tags(client, run_id, judge_tags(judge))
             summaries: dict[Path, VerdictSummary] = {}
             answered_by: set[str] = set()
             for file in files:
@@ -283,6 +298,8 @@ def _read_file(path: Path) -> _File:
                 f"{path}, line {number}: no {missing[0]}; a completion to be judged has prompt, response and opponent, "
                 "the dataset's response that it is held against"
             )
+        if not isinstance(row.get("reference"), str | None):
+            raise ValueError(f"{path}, line {number}: the reference is no text; leave it out where there is none")
         comparisons.append(
             Comparison(
                 str(row.get("prompt_id", number)),

@@ -19,7 +19,7 @@ TEMPLATE = (
 )
 
 
-TEMPLATE = Path(__file__).parents[3] / "conf" / "judge" / "concise.txt"
+QUESTION = Path(__file__).parents[3] / "conf" / "judge" / "concise.txt"
 
 
 def ask(comparison: Comparison) -> str:
@@ -157,7 +157,7 @@ def test_a_real_model_judges_and_tells_a_summary_from_noise():
     post = "My neighbour's dog barks all night. I talked to her and she bought it a bed indoors. Now I can sleep."
     texts = ["A neighbour's dog barked at night until she moved it indoors.", "dog dog dog the the the"]
     four = [Comparison(str(i), post, texts[i % 2], texts[1 - i % 2]) for i in range(4)]
-    judge = causal_lm_judge("smollm2-135m", TEMPLATE)
+    judge = causal_lm_judge("smollm2-135m", QUESTION)
     verdicts = judge.judge(four)
     assert [v.kind for v in verdicts] == ["graded"] * 4
     assert [v.win_probability for v in verdicts[:2]] == pytest.approx([v.win_probability for v in verdicts[2:]])

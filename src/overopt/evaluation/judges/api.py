@@ -109,30 +109,17 @@ class ApiJudge(Judge):
             "judge_sampling": ", ".join(f"{name} {value}" for name, value in sorted(sampling.items())),
         }
 
-    def require_ready(self, budget: Budget) -> None:
-        """A key, and with a cost limit a price.
-
-        Raises:
-            ValueError: one of them is missing.
-        """
-        self._endpoint.require_key()
-        if budget.max_cost is not None and self._price is None:
-            raise ValueError(
-                f"no price of {self._model} in {self._prices}, so --max-cost can't be kept: add its price, or leave "
-                "the limit out"
-            )
-
     def judge(
         self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None
     ) -> list[Verdict]:
         """Verdicts as the model gives them; those it can't be read from keep its words.
 
         Raises:
-            ValueError: as :meth:`require_ready`; no such model, an endpoint that is down, questions that nobody
+            ValueError: as :meth:`require`; no such model, an endpoint that is down, questions that nobody
                 answered, or the cost limit: verdicts that are there have been reported all the same.
         """
         budget = budget or Budget()
-        self.require_ready(budget)
+        self.require(comparisons, budget.max_cost)
         verdicts: list[Verdict] = [Verdict("unreadable", None)] * len(comparisons)
 
         def keep(request: Request, reply: Reply) -> None:
@@ -144,11 +131,27 @@ class ApiJudge(Judge):
         requests = self._requests(comparisons)
         if self._mode == "batch":
             mark = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:32]
-            batches = BatchRequests(self._endpoint, mark, self._limits.max_attempts, self._poll_seconds, keep, budget)
+            batches = BatchRequests(
+                self._endpoint, mark, self._limits.max_attempts, self._poll_seconds, keep, budget, self._cost
+            )
             asyncio.run(batches.ask_all(list(requests)))
         else:
             asyncio.run(self._ask_live(requests, keep, budget))
         return verdicts
+
+    def require(self, comparisons: Sequence[Comparison], max_cost: float | None = None) -> None:
+        """The key, and a price where there is a limit.
+
+        Raises:
+            ValueError: one of them is missing.
+        """
+        if max_cost is not None and self._price is None:
+            table = "without a table of prices" if self._prices is None else f"in {self._prices}"
+            raise ValueError(
+                f"no price of {self._model} {table}, so --max-cost can't be kept: give its price in a table with "
+                "--judge.prices, or leave the limit out"
+            )
+        self._endpoint.client()
 
     async def _ask_live(self, requests: Iterator[Request], keep: Any, budget: Budget) -> None:
         live = LiveRequests(self._endpoint, self._limits, self._max_output_tokens, keep, budget, self._cost)

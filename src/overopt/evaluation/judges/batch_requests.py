@@ -8,16 +8,18 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI, Omit, omit
+from openai import APIStatusError, AsyncOpenAI, Omit, omit
 from openai.types import Batch
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from overopt.evaluation.judges.budget import Budget, CostLimitError
 from overopt.evaluation.judges.endpoint import Endpoint, PassingError, Reply
 from overopt.evaluation.judges.live_requests import Request, UnansweredError
+from overopt.evaluation.judges.prices import Usage
 
 #: Metadata of our batches.
 MARK = "overopt_judge"
@@ -31,6 +33,10 @@ _TRIES = 6
 ResultT = TypeVar("ResultT")
 
 
+class _GoneError(ValueError):
+    """The endpoint does not know it, or does not know it any more."""
+
+
 class BatchRequests:
     """Asks an endpoint in batches.
 
@@ -41,6 +47,7 @@ class BatchRequests:
         poll_seconds: between looks at the batches [s].
         on_reply: told of each answer.
         budget: what may be spent.
+        cost: of tokens that were charged without an answer.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class BatchRequests:
         poll_seconds: float,
         on_reply: Callable[[Request, Reply], None],
         budget: Budget,
+        cost: Callable[[Usage], float | None],
     ) -> None:
         self._endpoint = endpoint
         self._mark = mark
@@ -58,6 +66,7 @@ class BatchRequests:
         self._poll_seconds = poll_seconds
         self._on_reply = on_reply
         self._budget = budget
+        self._cost = cost
         self._waiting: dict[str, Request] = {}
         self._attempts: Counter[str] = Counter()
         self._unanswered: dict[str, str] = {}
@@ -97,7 +106,9 @@ class BatchRequests:
         """Take over what an earlier run has submitted."""
         async for batch in self._ours(client):
             if batch.status in _ENDED:
-                await self._read_files(client, batch, failures_count=False)
+                # What failed then is asked again now; a batch whose files are gone has nothing to give.
+                with suppress(_GoneError):
+                    await self._read_files(client, batch, failures_count=False)
             else:
                 submitted = await self._lines(client, batch.input_file_id)
                 keys = {str(line["custom_id"]) for line in submitted} & self._waiting.keys()
@@ -117,7 +128,8 @@ class BatchRequests:
 
     async def _submit_rest(self, client: AsyncOpenAI) -> CostLimitError | None:
         under_way = set().union(*self._under_way.values()) if self._under_way else set()
-        set_aside = sum(self._waiting[key].highest_cost for key in under_way)
+        # A question may be in two batches, of two runs at once, and be answered by the first.
+        set_aside = sum(self._waiting[key].highest_cost for key in under_way & self._waiting.keys())
         lines: list[bytes] = []
         keys: set[str] = set()
         size = 0
@@ -176,7 +188,8 @@ class BatchRequests:
             reason = f"batch {batch_id} is {batch.status}"
             if batch.errors and batch.errors.data:
                 reason += f": {batch.errors.data[0].message}"
-            if batch.status in ("failed", "cancelled") and not answered:
+            # What somebody has cancelled is not asked again behind their back.
+            if batch.status == "cancelled" or (batch.status == "failed" and not answered):
                 self._refused = ValueError(
                     f"{self._endpoint.without_key(reason)}: see the endpoint's page of batches, then start again"
                 )
@@ -198,10 +211,13 @@ class BatchRequests:
                 try:
                     reply = self._reply(line)
                 except PassingError as error:
+                    if error.usage is not None:
+                        self._budget.spend(self._cost(error.usage) or 0.0)
                     if failures_count:
                         self._failed(key, str(error))
                 except ValueError as error:
-                    self._refused = self._refused or error
+                    if failures_count:
+                        self._refused = self._refused or error
                 else:
                     del self._waiting[key]
                     self._on_reply(request, reply)
@@ -214,7 +230,8 @@ class BatchRequests:
             return self._endpoint.read(json.dumps(body))
         if status is None:
             error = line.get("error") or {}
-            raise PassingError(str(error.get("message") or error.get("code") or "a line without an answer"))
+            said = str(error.get("message") or error.get("code") or "a line without an answer")
+            raise PassingError(self._endpoint.first_words(said))
         return self._endpoint.refused_or_raise(int(status), body, json.dumps(body))
 
     def _failed(self, key: str, reason: str) -> None:
@@ -226,8 +243,14 @@ class BatchRequests:
             self._unanswered[key] = reason
 
     async def _lines(self, client: AsyncOpenAI, file_id: str) -> list[dict[str, Any]]:
-        content = await self._persist(lambda: client.files.content(file_id))
-        return [json.loads(line) for line in content.content.splitlines() if line.strip()]
+        async def lines() -> list[dict[str, Any]]:
+            content = await client.files.content(file_id)
+            found = [json.loads(line) for line in content.content.splitlines() if line.strip()]
+            if not all(isinstance(line, dict) for line in found):
+                raise PassingError("a file whose lines are no objects")
+            return found
+
+        return await self._persist(lines)
 
     async def _persist(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
         """What a call gives, through failures that pass.
@@ -242,17 +265,31 @@ class BatchRequests:
             reraise=True,
         )
         try:
-            async for attempt in retrying:
-                with attempt:
-                    try:
-                        return await call()
-                    except APIConnectionError as error:
-                        raise PassingError(str(error.__cause__ or error)) from error
-                    except APIStatusError as error:
-                        self._endpoint.refused_or_raise(error.status_code, error.body, error.response.text)
+            return await retrying(self._once, call)
         except PassingError as error:
             raise ValueError(
                 f"the endpoint at {self._endpoint.url} fails ({error}): start again later, what was submitted is "
                 "found again"
             ) from error
-        raise AssertionError("a call either gives something or raises")
+
+    async def _once(self, call: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        answer: ResultT | APIStatusError | None
+        try:
+            answer = await self._endpoint.answered(call())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            answer = None
+        # The client takes a page for a text.
+        if answer is None or isinstance(answer, str):
+            raise PassingError("an answer that is no JSON")
+        if not isinstance(answer, APIStatusError):
+            return answer
+        if answer.status_code == 404:
+            raise _GoneError(
+                f"the endpoint at {self._endpoint.url} answered 404 "
+                f"({self._endpoint.first_words(answer.response.text)}): it has no Batch API, or the file or batch is "
+                "gone; ask with --judge.mode live where it has none"
+            )
+        self._endpoint.refused_or_raise(answer.status_code, answer.body, answer.response.text, answer.response.headers)
+        raise ValueError(
+            f"the endpoint at {self._endpoint.url} filters what is none of a question's: start again later"
+        )

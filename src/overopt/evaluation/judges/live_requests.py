@@ -72,6 +72,8 @@ class Limits:
             raise ValueError(f"an endpoint needs at least one of everything, got {found}")
         if self.requests_per_minute is not None and self.requests_per_minute < 2:
             raise ValueError(f"need at least 2 requests_per_minute, got {self.requests_per_minute:g}")
+        if math.inf in (self.requests_per_minute, self.tokens_per_minute):
+            raise ValueError("a budget a minute is a number: leave it out, or set it to null, where there is none")
 
 
 class UnansweredError(ValueError):
@@ -113,7 +115,8 @@ class LiveRequests:
         self._last_reply = -math.inf
         self._stopped: ValueError | None = None
         self._stop = asyncio.Event()
-        self._unanswered: list[PassingError] = []
+        self._unanswered = 0
+        self._last_failure = ""
 
     async def ask_all(self, requests: Iterable[Request]) -> None:
         """Send all; whatever stops them, those under way are waited for, since they are paid for.
@@ -131,14 +134,16 @@ class LiveRequests:
 
         async def work(client: AsyncOpenAI) -> None:
             nonlocal asked
-            for request in waiting:
-                if self._stopped is not None:
-                    return
-                asked += 1
+            while self._stopped is None:
                 try:
+                    request = next(waiting, None)
+                    if request is None:
+                        return
+                    asked += 1
                     await self._ask(client, request)
                 except PassingError as error:
-                    self._unanswered.append(error)
+                    self._unanswered += 1
+                    self._last_failure = str(error)
                 except ValueError as error:
                     self._stopped = self._stopped or error
                     self._stop.set()
@@ -150,8 +155,8 @@ class LiveRequests:
             raise self._stopped
         if self._unanswered:
             raise UnansweredError(
-                f"{len(self._unanswered)} of {asked} questions got no answer in {self._limits.max_attempts} attempts "
-                f"each (the last one: {self._unanswered[-1]}); all others are answered"
+                f"{self._unanswered} of {asked} questions got no answer in {self._limits.max_attempts} attempts "
+                f"each (the last one: {self._last_failure}); all others are answered"
             )
 
     async def _ask(self, client: AsyncOpenAI, request: Request) -> None:
@@ -177,17 +182,7 @@ class LiveRequests:
 
     async def _attempt(self, client: AsyncOpenAI, request: Request) -> None:
         async with self._slots, self._budget.setting_aside(request.highest_cost):
-            if self._tokens is not None:
-                tokens = min(request.input_tokens + self._max_output_tokens, self._tokens.max_rate)
-                await self._unless_stopped(self._tokens.acquire(tokens))
-            if self._requests is not None:
-                await self._unless_stopped(self._requests.acquire())
-            # One by one, with a look at the network between: after a pause all would start at once, and the first one
-            # that is told to wait again could not stop the others.
-            async with self._gate:
-                await asyncio.sleep(0)
-                while self._stopped is None and (pause := self._paused_until - time.monotonic()) > 0:
-                    await self._unless_stopped(asyncio.sleep(pause + random.uniform(0, _LATER)))
+            await self._turn(request)
             if self._stopped is not None:
                 raise PassingError("stopped before it was asked")
             try:
@@ -197,6 +192,24 @@ class LiveRequests:
                 raise
             self._last_reply = time.monotonic()
             self._on_reply(request, reply)
+
+    async def _turn(self, request: Request) -> None:
+        """Wait until no pause and no budget of the account is in the way, or all is stopped."""
+        # One by one, with a look at the network between: after a pause all would start at once, and the first one that
+        # is told to wait again could not stop the others.
+        async with self._gate:
+            await asyncio.sleep(0)
+            while self._stopped is None:
+                while self._stopped is None and (pause := self._paused_until - time.monotonic()) > 0:
+                    await self._unless_stopped(asyncio.sleep(pause + random.uniform(0, _LATER)))
+                # Not before the pause: what was taken from the budgets then would come on top of what they hold now.
+                if self._tokens is not None:
+                    tokens = min(request.input_tokens + self._max_output_tokens, self._tokens.max_rate)
+                    await self._unless_stopped(self._tokens.acquire(tokens))
+                if self._requests is not None:
+                    await self._unless_stopped(self._requests.acquire())
+                if self._paused_until <= time.monotonic():
+                    return
 
     def _heed(self, error: PassingError) -> None:
         if error.usage is not None:

@@ -51,14 +51,6 @@ class Judge(Protocol):
     def settings(self) -> dict[str, str]:
         """Everything besides the texts that can change a verdict, by name; known answers are found again by it."""
 
-    def require_ready(self, budget: Budget) -> None:
-        """Asked before anything long is begun.
-
-        Raises:
-            ValueError: it could not judge, or not keep to the budget.
-        """
-        return
-
     @abstractmethod
     def judge(
         self, comparisons: Sequence[Comparison], on_verdict: OnVerdict = ignore, budget: Budget | None = None
@@ -74,3 +66,15 @@ class Judge(Protocol):
     def estimate(self, comparisons: Sequence[Comparison]) -> Estimate:
         """What :meth:`judge` would ask and cost. Offline judges ask nobody."""
         return Estimate()
+
+    def require(self, comparisons: Sequence[Comparison], max_cost: float | None = None) -> None:
+        """Whatever is known to be missing is said here, before anything is made or asked; nothing is, by default.
+
+        Args:
+            comparisons: what is to be judged, as far as it is there already.
+            max_cost: limit of its cost.
+
+        Raises:
+            ValueError: something is missing.
+        """
+        return

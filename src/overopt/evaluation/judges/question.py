@@ -81,11 +81,17 @@ class Question:
                 f"{', '.join(sorted(OPTIONAL_NAMES))}"
             )
         self.name = template.stem
+        self._source = source
 
     @property
     def fingerprint(self) -> str:
-        """Hash of a filled-in question and its answer's schema: it changes with the template and with this code."""
-        return hashlib.sha256(f"{self.text(_PROBE)}\n{self.response_format()}".encode()).hexdigest()[:16]
+        """Hash of the template, a filled-in question and its answer's schema: it changes with each, and with this code.
+
+        The template besides the question, since it may ask otherwise about other texts.
+        """
+        return hashlib.sha256(f"{self._source}\n{self.text(_PROBE)}\n{self.response_format()}".encode()).hexdigest()[
+            :16
+        ]
 
     def text(self, comparison: Comparison) -> str:
         """The user message."""

@@ -61,6 +61,15 @@ class RougeJudge(Judge):
             verdicts.append(verdict)
         return verdicts
 
+    def require(self, comparisons: Sequence[Comparison], max_cost: float | None = None) -> None:
+        """References.
+
+        Raises:
+            ValueError: a comparison has none, or its opponent is the reference.
+        """
+        for comparison in comparisons:
+            self._reference(comparison)
+
     def _reference(self, comparison: Comparison) -> str:
         if self._against == "prompt":
             return comparison.prompt

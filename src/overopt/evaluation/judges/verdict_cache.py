@@ -83,7 +83,8 @@ class VerdictCache:
             try:
                 yield
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # a full disk has rolled it back already
+                    self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
         except sqlite3.Error as error:
@@ -103,7 +104,11 @@ class VerdictCache:
         return found
 
     def keep(self, key: str, verdict: Verdict, settings: Mapping[str, str]) -> None:
-        """Put a verdict on disk; of two on the same question the first one stays."""
+        """Put a verdict on disk; of two on the same question the first one stays.
+
+        Raises:
+            ValueError: the disk is full, or the file gone bad.
+        """
         row = (
             key,
             json.dumps(asdict(verdict)),
