@@ -117,7 +117,7 @@ class SupervisedJudge(Judge):
         """
         estimate = self.estimate(comparisons)
         if estimate.calls:
-            self._progress.console.print(estimate_text(estimate, len(comparisons)), highlight=False)
+            self._progress.console.print(estimate_text(estimate, len(comparisons)), highlight=False, soft_wrap=True)
         self._total += len(comparisons)
         if self._task is None:
             self._task = self._progress.add_task("judging", total=self._total)
@@ -190,16 +190,19 @@ def judge_files(
     if not estimate_only:
         judging.require(comparisons)
         client = open_store(tracking_uri, create=run_id is None)
+        if run_id is not None:
+            require_run(client, run_id)
     with progress_bar() as progress:
         judge = judging.open(progress)
         if client is None:
-            progress.console.print(estimate_text(judge.estimate(comparisons), len(comparisons)), highlight=False)
+            progress.console.print(
+                estimate_text(judge.estimate(comparisons), len(comparisons)), highlight=False, soft_wrap=True
+            )
             return
         if run_id is None:
             run_id = _own_run(client, judge, files)
             tracked: AbstractContextManager[str] = finishing(client, run_id)
         else:
-            require_run(client, run_id)
             tracked = nullcontext(run_id)  # it has ended long ago, and stays so
         with tracked:
             verdicts = iter(judge.judge(comparisons))

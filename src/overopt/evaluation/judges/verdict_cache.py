@@ -45,10 +45,11 @@ class VerdictCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
             with self._writing():
                 self._check_or_make()
+            # Not before: another program's file is not even switched to another journal.
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
         except (sqlite3.Error, OSError) as error:
             raise ValueError(f"{path} is no verdict cache ({error}): name another file with --cache") from error
 
