@@ -110,6 +110,7 @@ def _run_stage(name: str, arguments: list[str]) -> None:
     stage = STAGES[name]
     options = inspect.get_annotations(stage)
     lists = [option for option, kind in options.items() if "list[" in str(kind)]
+    flags = [option for option, kind in options.items() if kind is bool]
     takes_fit = FIT_OPTIONS in options
     fit_options: list[str] = []
     if takes_fit:
@@ -122,7 +123,7 @@ def _run_stage(name: str, arguments: list[str]) -> None:
     parser.add_function_arguments(
         stage, as_group=False, as_positional=not takes_fit, skip={FIT_OPTIONS}, sub_configs=True
     )
-    parsed = parser.parse_args(with_class_paths(normalise_options(arguments, lists)))
+    parsed = parser.parse_args(with_class_paths(with_flags(normalise_options(arguments, lists), flags)))
     values: dict[str, Any] = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     stage(**values, **({FIT_OPTIONS: normalise_options(fit_options)} if takes_fit else {}))
@@ -144,14 +145,30 @@ def split_options(arguments: Sequence[str], own: Collection[str]) -> tuple[list[
     return parted
 
 
+def with_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Flags that stand alone, set to true, which is what jsonargparse wants to hear.
+
+    >>> with_flags(["--estimate_only", "--seed", "1"], ["estimate_only"])
+    ['--estimate_only', 'true', '--seed', '1']
+    """
+    told: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        told.append(argument)
+        if argument.removeprefix("--") in flags and argument.startswith("--") and following not in ("true", "false"):
+            told.append("true")
+    return told
+
+
 def with_class_paths(arguments: Sequence[str]) -> list[str]:
-    """Names of judges replaced by their classes; files and class paths stay.
+    """Names of judges replaced by their classes, and put before their options; files and class paths stay.
 
     Raises:
-        ValueError: there is no such judge.
+        ValueError: there is no such judge, or none at all to an option of it.
 
     >>> with_class_paths(["--judge", "api", "--judge.model", "m"])
     ['--judge', 'overopt.evaluation.judges.api.ApiJudge', '--judge.model', 'm']
+    >>> with_class_paths(["--seed", "1", "--judge.unit", "words", "--judge", "longer"])
+    ['--seed', '1', '--judge', 'overopt.evaluation.judges.longer.LongerJudge', '--judge.unit', 'words']
     """
     replaced = list(arguments)
     for place, (option, value) in enumerate(itertools.pairwise(arguments), start=1):
@@ -161,6 +178,16 @@ def with_class_paths(arguments: Sequence[str]) -> list[str]:
         if value not in JUDGES and (not Path(value).is_file() if is_file else "." not in value):
             raise ValueError(f"no judge {value!r}; there are {', '.join(JUDGES)}, or name a file or a class path")
         replaced[place] = JUDGES.get(value, value)
+    options = [place for place, option in enumerate(replaced) if option.startswith("--judge.")]
+    if options and replaced[options[0]] != "--judge.help":
+        if "--judge" not in replaced and "--config" not in replaced:
+            raise ValueError(
+                f"{replaced[options[0]]} is an option of a judge: name it with --judge, {', '.join(JUDGES)}"
+            )
+        if "--judge" in replaced and (named := replaced.index("--judge")) > options[0]:
+            judge = replaced[named : named + 2]
+            del replaced[named : named + 2]
+            replaced[options[0] : options[0]] = judge
     return replaced
 
 

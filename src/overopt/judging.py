@@ -198,13 +198,14 @@ def judge_files(
         return
     judging.require(comparisons)
     client = open_store(tracking_uri, create=run_id is None)
+    if run_id is not None:
+        require_run(client, run_id)
     with progress_bar() as progress:
         judge = judging.open(progress)
         if run_id is None:
             run_id = _own_run(client, judge, completions, files)
             tracked: AbstractContextManager[str] = finishing(client, run_id)
         else:
-            require_run(client, run_id)
             tracked = nullcontext(run_id)  # it has ended long ago, and stays so
         with tracked:
             verdicts = iter(judge.judge(comparisons))

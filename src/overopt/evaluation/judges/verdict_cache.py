@@ -45,12 +45,13 @@ class VerdictCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+            with self._transaction():
+                self._check_or_make()
+            # Not before: another program's file is not even switched to another journal.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
         except (sqlite3.Error, OSError) as error:
             raise ValueError(f"{path} is no verdict cache ({error}): name another file with --cache") from error
-        with self._writing():
-            self._check_or_make()
 
     def _check_or_make(self) -> None:
         (application,) = self._database.execute("PRAGMA application_id").fetchone()
@@ -76,17 +77,22 @@ class VerdictCache:
             )
 
     @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        # Immediate: two readers that both turn writers would wait for each other for ever.
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._database.in_transaction:  # a full disk has rolled it back already
+                self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+    @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
-            # Immediate: two readers that both turn writers would wait for each other for ever.
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
+            with self._transaction():
                 yield
-            except BaseException:
-                if self._database.in_transaction:  # a full disk has rolled it back already
-                    self._database.execute("ROLLBACK")
-                raise
-            self._database.execute("COMMIT")
         except sqlite3.Error as error:
             raise ValueError(
                 f"verdict cache {self.path} can't be written ({error}): what is in it stays; make room, or name "
