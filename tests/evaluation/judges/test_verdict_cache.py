@@ -199,3 +199,30 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/verdicts\.db is no verdict cache"):
         VerdictCache(tmp_path / "file" / "verdicts.db")
+
+
+def test_a_disk_that_is_full_stops_with_one_line_and_what_was_kept_stays(cache):
+    (pages,) = cache._database.execute("PRAGMA page_count").fetchone()
+    cache._database.execute(f"PRAGMA max_page_count = {pages + 20}")
+    told = []
+
+    def keep_on() -> None:
+        for number in range(10_000):
+            cache.keep(str(number), Verdict("win", 1.0, answer="words " * 50), SETTINGS)
+            told.append(str(number))
+
+    with pytest.raises(ValueError, match=r"verdicts\.db takes no more verdicts \(.*full.*\): make room for") as error:
+        keep_on()
+    assert "\n" not in str(error.value)
+    assert len(told) > 10
+    assert list(VerdictCache(cache.path).known(told)) == sorted(told)
+
+
+def test_another_programs_database_is_not_changed_by_a_byte(tmp_path):
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="another program's database"):
+        VerdictCache(path)
+    assert path.read_bytes() == before
