@@ -171,10 +171,10 @@ class _File(NamedTuple):
     comparisons: list[Comparison]
 
     @property
-    def examples_seen(self) -> int:
-        """As evaluate names its files; 0 where the name says nothing."""
+    def examples_seen(self) -> int | None:
+        """As evaluate names its files; ``None`` where the name says nothing."""
         found = re.fullmatch(r"examples-(\d+)", self.path.stem)
-        return int(found.group(1)) if found else 0
+        return int(found.group(1)) if found else None
 
 
 def judge_files(
@@ -191,6 +191,12 @@ def judge_files(
     if folder.resolve() in {file.path.parent.resolve() for file in files}:
         raise ValueError(
             f"--out {folder} is where the completions are, which would be overwritten: name another folder"
+        )
+    unnamed = [file.path.name for file in files if file.examples_seen is None]
+    if run_id is not None and unnamed:
+        raise ValueError(
+            f"{unnamed[0]} does not say at which examples seen run {run_id} gave it: evaluate's files, such as "
+            "examples-00019968.jsonl, do; leave --run-id out to log to a run of its own"
         )
     comparisons = [comparison for file in files for comparison in file.comparisons]
     if estimate_only:
@@ -213,14 +219,14 @@ def judge_files(
             set_tags(client, run_id, judge_tags(judge))
             summaries: dict[Path, VerdictSummary] = {}
             answered_by: set[str] = set()
-            for file in files:
+            for place, file in enumerate(files):
                 of_file = [next(verdicts) for _ in file.rows]
                 answered_by |= {v.answered_by for v in of_file if v.answered_by is not None}
                 judged = folder / file.path.name
                 write_json_lines(judged, map(judged_row, file.rows, of_file))
                 summary = summary_of(file.comparisons, of_file)
                 summaries[file.path] = summary
-                log_metrics(client, run_id, summary.metrics(), step=file.examples_seen)
+                log_metrics(client, run_id, summary.metrics(), step=place if unnamed else file.examples_seen or 0)
                 log_artifact(client, run_id, judged, "judged")
     print("\n".join(summary_text(summaries)))
     _warn_of_aliases(judge, answered_by)

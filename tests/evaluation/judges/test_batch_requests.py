@@ -2,10 +2,6 @@
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -290,31 +286,3 @@ def test_the_cost_limit_is_kept_by_batches_and_used_up(prices):
     assert budget.spent <= full / 2
     assert full / 2 - budget.spent < highest
     assert 0 < len(told) < 40
-
-
-@pytest.fixture
-def completions(tmp_path):
-    path = tmp_path / "completions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return path
-
-
-def test_a_command_killed_while_its_batch_is_under_way_goes_on_and_asks_nothing_twice(completions, tmp_path):
-    with judge_served(Behaviour(batch_delay=1.5)) as served:
-        command = [sys.executable, "-m", "overopt", "judge", str(completions), "--judge", "api"]
-        command += ["--judge.model", MODEL, "--judge.base_url", served.url, "--judge.mode", "batch"]
-        command += ["--judge.prices", "null", "--judge.poll_seconds", "0.05", "--cache", str(tmp_path / "v.db")]
-        command += ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-        # It starts in the project's folder, where the template is.
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-            while not batches_of(served):
-                assert first.poll() is None
-                time.sleep(0.02)
-            os.kill(first.pid, signal.SIGKILL)
-        assert served.entries == []
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        assert len(batches_of(served)) == 1
-    assert set(times_asked(served).values()) == {1}
-    judged = [json.loads(line) for line in (tmp_path / "judged" / "completions.jsonl").read_text().splitlines()]
-    assert [row["verdict"] for row in judged] == [truth(row) for row in ROWS]

@@ -213,3 +213,13 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_verdict(cache):
     assert not known.asked
     cache.keep("too long", long, SETTINGS)
     assert cache.known(["too long"]) == {"too long": long}
+
+
+def test_another_programs_database_is_not_changed_by_a_byte(tmp_path):
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="another program's database"):
+        VerdictCache(path)
+    assert path.read_bytes() == before

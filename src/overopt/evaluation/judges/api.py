@@ -21,6 +21,8 @@ from overopt.evaluation.records import Comparison, Verdict
 _USUAL_TOKEN, _SMALLEST_TOKEN = 4.0, 1.0
 # Marks of roles and messages that an endpoint puts around a question, and a schema. [tokens]
 _FRAME_TOKENS = 100
+# What no further field of the request may change.
+_FIXED_FIELDS = {"model", "messages", "n", "stream", "max_tokens", "max_completion_tokens", "response_format"}
 # Of a sentence of comparison and the choice; only the estimate knows it.
 _USUAL_ANSWER_TOKENS = 60
 
@@ -84,6 +86,8 @@ class ApiJudge(Judge):
         self._mode = mode
         self._max_output_tokens = max_output_tokens
         self._extra = extra or {}
+        if fixed := sorted(_FIXED_FIELDS & self._extra.keys()):
+            raise ValueError(f"extra can't set {', '.join(fixed)}: cost and reading of answers rest on it")
         self._temperature = temperature
         self._limits = Limits(max_concurrent, max_attempts, requests_per_minute, tokens_per_minute)
         self._poll_seconds = poll_seconds
