@@ -305,6 +305,7 @@ def test_a_gold_reward_model_judges_and_its_rewards_are_kept(tmp_path, preferenc
 @pytest.fixture
 def folder(tmp_path) -> Path:
     write(tmp_path / "good.jsonl", ROWS[:3])
+    write(tmp_path / "examples-00000256.jsonl", ROWS[:3])
     write(tmp_path / "no_opponent.jsonl", [ROWS[0], {**ROWS[1], "opponent": None}])
     write(tmp_path / "odd_reference.jsonl", [ROWS[0] | {"reference": 5}])
     (tmp_path / "empty.jsonl").write_text("")
@@ -332,7 +333,11 @@ BAD_INPUT = {
     "no judge": (["good.jsonl"], "name a judge with --judge: api, gold"),
     "no judge to an option": (["good.jsonl", "--judge.model", "m"], "--judge.model is an option of a judge: name it"),
     "unknown judge": (["good.jsonl", "--judge", "oracle"], "no judge 'oracle'; there are api, gold"),
-    "unknown run": (["good.jsonl", "--judge", "longer", "--run-id", "0" * 32], "does not give run 0000"),
+    "unknown run": (["examples-00000256.jsonl", "--judge", "longer", "--run-id", "0" * 32], "not give run 0000"),
+    "a run at no examples seen": (
+        ["good.jsonl", "--judge", "longer", "--run-id", "0" * 32],
+        "good.jsonl does not say at which examples seen",
+    ),
     "judged onto themselves": (["good.jsonl", "--judge", "longer", "--out", "."], "would be overwritten"),
     "negative limit": (["good.jsonl", "--judge", "longer", "--max-cost", "-1"], "cost limit of at least 0, got -1"),
     "no price for a limit": (

@@ -222,3 +222,9 @@ def test_an_endpoint_without_structured_answers_is_told_how_it_can_be_asked():
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         judge(**changes)
+
+
+@pytest.mark.parametrize("name", ["n", "max_tokens", "model"])
+def test_further_fields_cannot_lift_what_cost_and_reading_rest_on(name):
+    with pytest.raises(ValueError, match=f"extra can't set {name}: cost and reading"):
+        judge(extra={"seed": 1, name: 2})
