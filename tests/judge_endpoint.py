@@ -38,7 +38,7 @@ from judged_texts import read_question, unanswered
 
 MODEL = "judge-1"
 #: Requests so soon after a pause was announced may have been on their way. [s]
-GRACE = 0.05
+GRACE = 0.1
 #: Nobody's sleep is more exact. [s]
 _TIMER = 0.005
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}

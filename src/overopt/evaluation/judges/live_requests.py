@@ -24,6 +24,8 @@ _LONGEST_RETRY_AFTER = 900.0
 _LATER = 0.25
 # A question that waits for its next attempt holds no slot, so that others use it.
 _QUESTIONS_PER_SLOT = 4
+# A turn of the event loop that is shorter has read no heap of answers [s]; an answer takes some turns to be read.
+_QUIET, _QUIET_TURNS = 0.004, 20
 # Part of a minute's budget that may come at once.
 _BURST = 1 / 6
 
@@ -195,10 +197,10 @@ class LiveRequests:
 
     async def _turn(self, request: Request) -> None:
         """Wait until no pause and no budget of the account is in the way, or all is stopped."""
-        # One by one, with a look at the network between: after a pause all would start at once, and the first one that
-        # is told to wait again could not stop the others.
+        # One by one, and none while answers wait to be read: after a pause all would start at once, and the first one
+        # that is told to wait again could not stop the others.
         async with self._gate:
-            await asyncio.sleep(0)
+            await _caught_up()
             while self._stopped is None:
                 while self._stopped is None and (pause := self._paused_until - time.monotonic()) > 0:
                     await self._unless_stopped(asyncio.sleep(pause + random.uniform(0, _LATER)))
@@ -232,6 +234,15 @@ class LiveRequests:
         finally:
             for task in tasks:
                 task.cancel()
+
+
+async def _caught_up() -> None:
+    """Until the event loop has nothing that takes long left to do; new requests, which would, wait here."""
+    quiet = 0
+    while quiet < _QUIET_TURNS:
+        begun = time.monotonic()
+        await asyncio.sleep(0)
+        quiet = quiet + 1 if time.monotonic() - begun < _QUIET else 0
 
 
 def _wait(state: RetryCallState) -> float:
