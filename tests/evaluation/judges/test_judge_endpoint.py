@@ -164,7 +164,7 @@ def test_an_unreadable_answer_and_a_refusal_are_answers():
 
 def test_a_request_within_a_pause_is_seen_unless_it_may_have_been_under_way():
     with judge_served(Behaviour(faults=1, kinds=["429 in milliseconds"])) as endpoint:
-        for wait in (0, 0.1, 0.5):  # none; within 0.3 s; after that of the second, too
+        for wait in (0, 0.2, 0.5):  # none; within 0.3 s; after that of the second, too
             time.sleep(wait)
             broken(endpoint)
     first, second, third = endpoint.entries
