@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check lint science numerics reproducible real-comparisons bad-input equivalence sharding \
-	paper-trial clean bench-training bench-ablation bench-growth bench-sampling bench-economy bench-plan
+.PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
+	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
+	bench-economy bench-plan judge-trial
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -26,6 +27,10 @@ science: .venv/ready
 # Step-0 losses, log-probs against the stock model, KL by enumeration, losses by hand, uneven batches.
 numerics: .venv/ready
 	$(BIN)/python studies/numerics.py
+
+# Win rates, length control, agreement, resolution: against statsmodels and scipy, and coverage of the intervals.
+judge-statistics: .venv/ready
+	$(BIN)/python studies/win_rate_statistics.py
 
 # The same seed gives the same points.csv, another seed other numbers; interrupted runs included.
 reproducible: .venv/ready
@@ -51,6 +56,11 @@ sharding: .venv/ready
 paper-trial: .venv/ready
 	$(BIN)/python -m pytest -v tests/models/test_pythia.py tests/test_conf.py -k 'published or paper or trial or pretrained'
 
+# How often each offline judge agrees with people, on the sample beside the checkout; about 25 minutes on two cores,
+# nearly all of them the language model's (ARGS='--judges longer rouge gold' leaves it out).
+human-agreement: .venv/ready
+	$(BIN)/python studies/human_agreement.py $(ARGS)
+
 # Measurements write tables to benchmarks/results/ and end with the ratio. They need an otherwise idle machine.
 # About 25 minutes on two cores; ARGS='--size 160m', '--prompt-tokens 60' or '--device cuda --size 1b' for others.
 bench-training: .venv/bench-ready
@@ -71,6 +81,10 @@ bench-economy: .venv/bench-ready
 # Predicted against measured memory; some minutes on two cores, ARGS='--device cuda' on a GPU.
 bench-plan: .venv/bench-ready
 	$(BIN)/python benchmarks/plan_accuracy.py $(ARGS)
+
+# 10,000 comparisons by a server that misbehaves, killed five times; throughput; memory. About ten minutes.
+judge-trial: .venv/ready
+	$(BIN)/python benchmarks/judging.py $(ARGS)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

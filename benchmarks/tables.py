@@ -12,12 +12,12 @@ import torch
 PACKAGES = ("torch", "transformers", "lightning", "trl")
 
 
-def machine() -> list[str]:
-    """Lines that say what ran where and when."""
+def machine(packages: Sequence[str] = PACKAGES) -> list[str]:
+    """Lines that say what ran where and when, and with which versions of the packages."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return [
         f"{device}, {torch.get_num_threads()} threads, {os.cpu_count()} cores",
-        f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        f"Python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in packages),
         date.today().isoformat(),
     ]
 

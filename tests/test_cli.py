@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from overopt.cli import LIGHTNING_COMMANDS, STAGES, is_user_error, main, normalise_options
+from overopt.cli import LIGHTNING_COMMANDS, is_user_error, main, normalise_options
+from overopt.stages import STAGES
 
 
 def overopt(*arguments, cwd, timeout=120):

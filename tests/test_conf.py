@@ -230,3 +230,26 @@ def test_predictions_of_held_out_pairs_are_written_in_their_order(offline, prefe
     assert rows
     # The policy is its reference here: implicit rewards are 0 to float error.
     assert all(abs(row["chosen_implicit_reward"]) < 1e-5 for row in rows)
+
+
+JUDGES = sorted(path.name for path in (CONF / "judge").glob("*.yaml") if path.name != "prices.yaml")
+
+
+def test_the_papers_judge_has_a_configuration():
+    judge = yaml.safe_load((CONF / "judge" / "gpt4_turbo.yaml").read_text())
+    assert judge["init_args"]["model"] == "gpt-4-turbo-2024-04-09"
+
+
+@pytest.mark.parametrize("config", JUDGES)
+def test_every_judge_opens_and_estimates_without_key_or_network(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    completions = tmp_path / "completions.jsonl"
+    completions.write_text(json.dumps({"prompt": "A post.", "response": " One.", "opponent": " Another."}) + "\n")
+    options = ["--judge", f"conf/judge/{config}", "--cache", str(tmp_path / "verdicts.db"), "--estimate-only", "true"]
+    model = ["--judge.model", "any"] if config == "local_server.yaml" else []
+    main(["judge", str(completions), *options, *model])
+    said = capsys.readouterr().out
+    assert "1 comparisons: 1 questions to ask" in said
+    assert ("USD" in said) == (config != "local_server.yaml")
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {"completions.jsonl", "verdicts.db"}

@@ -1,17 +1,21 @@
-"""The one command. Each stage is a typed function that imports its work when called.
+"""The one command: arguments to a stage or to Lightning, errors to one line.
 
 Nothing heavy is imported here: ``overopt --help`` answers before PyTorch could be loaded.
 """
 
 import argparse
 import inspect
+import itertools
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
+
+from overopt.evaluation.judges.catalogue import JUDGES
+from overopt.stages import FIT_OPTIONS, STAGES
 
 LIGHTNING_COMMANDS = {
     "fit": "train: SFT, a reward model or direct alignment (Lightning's fit, every Lightning option)",
@@ -19,313 +23,6 @@ LIGHTNING_COMMANDS = {
     "test": "the same on the test split, which is the held-out one",
     "predict": "write a trained model's predictions for held-out examples",
 }
-
-
-def quickstart(
-    objectives: list[str] = ["dpo"],  # noqa: B006 (shown in --help; never mutated)
-    betas: list[float] | None = None,
-    seeds: list[int] = [0],  # noqa: B006
-    sizes: list[str] = ["0.7M"],  # noqa: B006
-    out: Path = Path("outputs/quickstart"),
-    tracking_uri: str | None = None,
-) -> None:
-    """From nothing to an over-optimization curve: train, sample, judge, track, fit and draw.
-
-    Runs on the embedded default, without network or GPU. Interrupted and started again with the same
-    options, it goes on where it was.
-
-    Args:
-        objectives: direct alignment objectives: dpo, ipo, ipo_azar, slic, squared_hinge, exponential, savage.
-        betas: prices of divergence; the recipe's seven by default.
-        seeds: repeats; each has its own SFT policy, pairs, labels and training order.
-        sizes: models of the embedded default, by parameters: 0.4M, 0.7M, 1.6M.
-        out: folder for everything but the tracking store.
-        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
-    """
-    from overopt.quickstart import run_quickstart
-
-    run_quickstart(objectives, betas, seeds, sizes, out, tracking_uri)
-
-
-def sample_pairs(
-    policy: str,
-    out: Path,
-    source: str | None = None,
-    path: str | None = None,
-    parts: list[Literal["train", "gold", "evaluation"]] = ["train", "evaluation"],  # noqa: B006
-    max_pairs: int | None = None,
-    max_evaluation_pairs: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Sample two responses of a policy to each prompt, as pairs to be labelled (Sec. 2.1).
-
-    Args:
-        policy: checkpoint of the policy, usually the SFT policy.
-        out: JSON Lines file to write.
-        source: data source of the prompts; what the policy was trained on by default.
-        path: file or folder of the source.
-        parts: parts of the posts that prompts come from.
-        max_pairs: so many prompts at most of each part that is trained on.
-        max_evaluation_pairs: so many at most of the evaluation part.
-        seed: fixes the draws.
-    """
-    from overopt.experiment import sample_pairs_to_file
-
-    sample_pairs_to_file(policy, out, source, path, parts, max_pairs, max_evaluation_pairs, seed)
-
-
-def label_pairs(
-    pairs: Path,
-    out: Path,
-    by: Literal["gold", "human"] = "gold",
-    gold_model: str | None = None,
-    gold_temperature: float = 1.0,
-    seed: int = 0,
-) -> None:
-    """Label sampled pairs, and write a folder that ``--data.source jsonl --data.path FOLDER`` reads.
-
-    Args:
-        pairs: file that sample-pairs wrote.
-        out: folder to write: pairs.jsonl and demonstrations.jsonl.
-        by: gold: first against second sample, drawn with the gold reward model's probability (Eq. 1);
-            human: the person's response over the samples, over another post's response and over its own words
-            in disorder (what trains a gold reward model).
-        gold_model: checkpoint of the gold reward model.
-        gold_temperature: its rewards are divided by it; below 1 labels are less noisy.
-        seed: fixes the draws of labels.
-    """
-    from overopt.experiment import label_pairs_to_folder
-
-    label_pairs_to_folder(pairs, out, by, gold_model, gold_temperature, seed)
-
-
-def evaluate(
-    checkpoints: Path,
-    gold_model: str | None = None,
-    gold_temperature: float = 1.0,
-    num_prompts: int = 256,
-    opponent: Literal["human", "preferred"] = "human",
-    seed: int = 0,
-    out: Path | None = None,
-    run_id: str | None = None,
-    tracking_uri: str | None = None,
-    sampler_url: str | None = None,
-    sampler_model: str | None = None,
-    sampler_serves: Literal["checkpoint", "reference"] = "checkpoint",
-    sampler_concurrency: int = 32,
-    sampler_timeout: float = 300.0,
-) -> None:
-    """Sample, rescore and judge checkpoints of an aligned policy; log every metric to its run.
-
-    With --sampler-url an OpenAI-compatible completions server draws the samples; they are rescored here all the same.
-
-    Args:
-        checkpoints: one .ckpt file, or a folder of examples-*.ckpt files.
-        gold_model: checkpoint of the gold reward model that judges; without one there is no win rate.
-        gold_temperature: its rewards are divided by it, as they were when pairs were labelled.
-        num_prompts: held-out prompts, one a post; 256 give a win rate to +-6 points.
-        opponent: the dataset's response that samples are judged against.
-        seed: fixes the draws, for all checkpoints alike.
-        out: folder for completions as JSON Lines; evaluation/ beside the checkpoints by default.
-        run_id: MLflow run to log to; the one that trained the checkpoint by default.
-        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
-        sampler_url: base URL of a server that takes and returns token ids, such as http://127.0.0.1:8000/v1 of
-            vllm serve; it serves one model, so CHECKPOINTS is one file.
-        sampler_model: the model's name on that server; by default the only one that it lists.
-        sampler_serves: which policy the server has: the checkpoint's, or its reference, whose row is then measured.
-        sampler_concurrency: requests to the server under way at a time.
-        sampler_timeout: time-out of one request [s].
-    """
-    from overopt.evaluation.completion_server import CompletionServer
-    from overopt.experiment import evaluate_checkpoints
-
-    if sampler_url is None and (sampler_model is not None or sampler_serves == "reference"):
-        raise ValueError("--sampler-model and --sampler-serves are about a server: name it with --sampler-url")
-    server = None
-    if sampler_url is not None:
-        server = CompletionServer(sampler_url, sampler_model, sampler_concurrency, sampler_timeout)
-    evaluate_checkpoints(
-        checkpoints,
-        gold_model,
-        gold_temperature,
-        num_prompts,
-        opponent,
-        seed,
-        out,
-        run_id,
-        tracking_uri,
-        server,
-        sampler_serves,
-    )
-
-
-def export(
-    checkpoint: Path, folder: Path, dtype: Literal["float32", "bfloat16"] = "float32", tracking_uri: str | None = None
-) -> None:
-    """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation settings, model card.
-
-    Stock transformers, vLLM and the like load it. A policy becomes a causal LM whose generation settings sample from
-    the whole distribution; a reward model becomes a sequence classifier with one label.
-
-    Args:
-        checkpoint: a .ckpt file.
-        folder: to write; one that an earlier export wrote is replaced, any other that holds files is refused.
-        dtype: of the weights; float32 is what was trained, bfloat16 half the size.
-        tracking_uri: MLflow store, for the run's parameters and metrics in the model card; MLFLOW_TRACKING_URI, or
-            else SQLite in mlruns/, by default. Where it has no such run, the card says so.
-    """
-    from overopt.export import export_checkpoint
-
-    export_checkpoint(checkpoint, folder, dtype, tracking_uri)
-
-
-def report(
-    out: Path = Path("outputs/report"),
-    experiment: str | None = None,
-    study: str | None = None,
-    tracking_uri: str | None = None,
-) -> None:
-    """Fit laws to tracked runs and write points.csv, fits.csv, figures and report.html.
-
-    Args:
-        out: folder to write.
-        experiment: name of the MLflow experiment; all experiments by default.
-        study: id of the parent run whose children are reported; all runs by default.
-        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
-    """
-    from overopt.analysis.store_report import report_from_store
-
-    report_from_store(out, experiment, study, tracking_uri)
-
-
-def data_report(
-    source: str = "docstrings",
-    path: str | None = None,
-    tokenizer: str | None = None,
-    vocab_size: int = 2048,
-    max_prompt_tokens: int | None = None,
-    max_response_tokens: int | None = None,
-    splits: Literal["hash", "published"] = "hash",
-    evaluation_fraction: float | None = None,
-    gold_fraction: float | None = None,
-    out: Path | None = None,
-    cache_dir: str = "outputs/cache",
-) -> None:
-    """Say what a data set holds: rows left out and why, parts, repeated labels, lengths, what is cut.
-
-    Every fit keeps the same report of its own data as the artifact data_report.json of its run.
-
-    Args:
-        source: docstrings, tldr_openai, hub or jsonl.
-        path: file or folder of the source, or for hub a dataset's name.
-        tokenizer: policy whose tokenizer counts: checkpoint, Hugging Face folder or hub name; by default one that
-            is trained on the training texts.
-        vocab_size: of a tokenizer trained here.
-        max_prompt_tokens: longer prompts have their post cut; the source's own limit by default.
-        max_response_tokens: longer responses are cut; the source's own limit by default.
-        splits: by the hash of the post id, or as published.
-        evaluation_fraction: share of posts held out; the source's own by default.
-        gold_fraction: share of posts kept for the gold reward model; the source's own by default.
-        out: JSON file to write the report to as well.
-        cache_dir: where what was read is kept.
-    """
-    from overopt.data.data_report import print_data_report
-    from overopt.data.datamodule import PreferenceDataModule
-
-    data = PreferenceDataModule(
-        source,
-        path,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        max_prompt_tokens=max_prompt_tokens,
-        max_response_tokens=max_response_tokens,
-        splits=splits,
-        evaluation_fraction=evaluation_fraction,
-        gold_fraction=gold_fraction,
-        cache_dir=cache_dir,
-        micro_batch_tokens=2**31,  # nothing goes through a model here
-    )
-    print_data_report(data, out)
-
-
-def plan(
-    fit_options: list[str],
-    gpus: int = 1,
-    gpu: str = "A100",
-    gpu_memory: float | None = None,
-    architecture: str | None = None,
-    utilisation: float = 0.35,
-    peak_tflops: float | None = None,
-    price_per_gpu_hour: float | None = None,
-    objectives: int = 3,
-    betas: int = 7,
-    seeds: int = 1,
-    sizes: int = 1,
-    num_prompts: int = 256,
-    sft_examples: int | None = None,
-    judge_calls_per_prompt: int = 1,
-    judge_price_per_call: float | None = None,
-    judge_price_per_million: list[float] | None = None,
-    judge_template_tokens: int = 180,
-    judge_output_tokens: int = 60,
-    out: Path | None = None,
-) -> None:
-    """Whether a training fits, how long it and its experiment take and what they cost, before anything is rented.
-
-    Takes the options of fit beside its own, configuration files among them: --config conf/tldr_dpo.yaml
-    --model.beta 0.05. Nothing is trained, no weights are opened.
-
-    Args:
-        fit_options: all options that are not this command's own.
-        gpus: devices that a training is given.
-        gpu: kind, for its rate and memory: A40, A100, H100, H200.
-        gpu_memory: of each device [GiB]; the kind's by default.
-        architecture: of the policy where the configuration's is not there yet: Hugging Face folder or name, such
-            as EleutherAI/pythia-1b (the Pythias need no hub).
-        utilisation: share of the peak rate that is reached; eager PyTorch on passes of some thousand tokens reaches
-            0.3 to 0.5, the default is cautious.
-        peak_tflops: of each device in the precision that trains [TFLOP/s]; the kind's by default.
-        price_per_gpu_hour: in any currency.
-        objectives: of the experiment.
-        betas: for each objective.
-        seeds: for each beta.
-        sizes: model sizes whose judge calls are counted together; hours are those of this size.
-        num_prompts: that each checkpoint is evaluated on.
-        sft_examples: demonstrations of the SFT before an alignment; TL;DR's 116,722 by default.
-        judge_calls_per_prompt: 2 where the judge is shown both orders.
-        judge_price_per_call: in any currency.
-        judge_price_per_million: of a million input and a million output tokens, two numbers.
-        judge_template_tokens: of a question besides the post and the two summaries.
-        judge_output_tokens: of an answer.
-        out: JSON file for all numbers.
-    """
-    from overopt.planning.command import print_plan
-    from overopt.planning.grid import Grid, JudgePrices
-    from overopt.planning.hardware import Hardware
-
-    print_plan(
-        fit_options,
-        Hardware(gpu, gpus, gpu_memory, utilisation, peak_tflops, price_per_gpu_hour),
-        Grid(objectives, betas, seeds, sizes, num_prompts, judge_calls_per_prompt),
-        JudgePrices(judge_price_per_call, judge_price_per_million, judge_template_tokens, judge_output_tokens),
-        architecture,
-        sft_examples,
-        out,
-    )
-
-
-STAGES: dict[str, Callable[..., None]] = {
-    "quickstart": quickstart,
-    "data-report": data_report,
-    "sample-pairs": sample_pairs,
-    "label-pairs": label_pairs,
-    "evaluate": evaluate,
-    "report": report,
-    "export": export,
-    "plan": plan,
-}
-#: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
-FIT_OPTIONS = "fit_options"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -353,7 +50,11 @@ def is_user_error(error: BaseException) -> bool:
 
 def fail(error: BaseException) -> NoReturn:
     """End with exit code 2; the message is the last line, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason: BaseException | None = error
+    # Of an option that may be absent, jsonargparse tells all that it has tried; what went wrong lies beneath.
+    while reason is not None and "any of the Union subtypes" in str(reason):
+        reason = reason.__cause__ or reason.__context__
+    lines = [line.strip() for line in str(reason or error).splitlines() if line.strip()]
     print("error: " + " ".join(lines), file=sys.stderr)
     sys.exit(2)
 
@@ -409,6 +110,7 @@ def _run_stage(name: str, arguments: list[str]) -> None:
     stage = STAGES[name]
     options = inspect.get_annotations(stage)
     lists = [option for option, kind in options.items() if "list[" in str(kind)]
+    flags = [option for option, kind in options.items() if kind is bool]
     takes_fit = FIT_OPTIONS in options
     fit_options: list[str] = []
     if takes_fit:
@@ -418,8 +120,10 @@ def _run_stage(name: str, arguments: list[str]) -> None:
     )
     if not takes_fit:
         parser.add_argument("--config", action="config", help="YAML file of these options")
-    parser.add_function_arguments(stage, as_group=False, as_positional=not takes_fit, skip={FIT_OPTIONS})
-    parsed = parser.parse_args(normalise_options(arguments, lists))
+    parser.add_function_arguments(
+        stage, as_group=False, as_positional=not takes_fit, skip={FIT_OPTIONS}, sub_configs=True
+    )
+    parsed = parser.parse_args(with_class_paths(with_flags(normalise_options(arguments, lists), flags)))
     values: dict[str, Any] = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     stage(**values, **({FIT_OPTIONS: normalise_options(fit_options)} if takes_fit else {}))
@@ -439,6 +143,52 @@ def split_options(arguments: Sequence[str], own: Collection[str]) -> tuple[list[
             to = parted[0] if option in (*own, "h", "help") else parted[1]
         to.append(argument)
     return parted
+
+
+def with_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Flags that stand alone, set to true, which is what jsonargparse wants to hear.
+
+    >>> with_flags(["--estimate_only", "--seed", "1"], ["estimate_only"])
+    ['--estimate_only', 'true', '--seed', '1']
+    """
+    told: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        told.append(argument)
+        if argument.removeprefix("--") in flags and argument.startswith("--") and following not in ("true", "false"):
+            told.append("true")
+    return told
+
+
+def with_class_paths(arguments: Sequence[str]) -> list[str]:
+    """Names of judges replaced by their classes, and put before their options; files and class paths stay.
+
+    Raises:
+        ValueError: there is no such judge, or none at all to an option of it.
+
+    >>> with_class_paths(["--judge", "api", "--judge.model", "m"])
+    ['--judge', 'overopt.evaluation.judges.api.ApiJudge', '--judge.model', 'm']
+    >>> with_class_paths(["--seed", "1", "--judge.unit", "words", "--judge", "longer"])
+    ['--seed', '1', '--judge', 'overopt.evaluation.judges.longer.LongerJudge', '--judge.unit', 'words']
+    """
+    replaced = list(arguments)
+    for place, (option, value) in enumerate(itertools.pairwise(arguments), start=1):
+        if option not in ("--judge", "--judge.help"):
+            continue
+        is_file = "/" in value or value.endswith((".yaml", ".yml"))
+        if value not in JUDGES and (not Path(value).is_file() if is_file else "." not in value):
+            raise ValueError(f"no judge {value!r}; there are {', '.join(JUDGES)}, or name a file or a class path")
+        replaced[place] = JUDGES.get(value, value)
+    options = [place for place, option in enumerate(replaced) if option.startswith("--judge.")]
+    if options and replaced[options[0]] != "--judge.help":
+        if "--judge" not in replaced and "--config" not in replaced:
+            raise ValueError(
+                f"{replaced[options[0]]} is an option of a judge: name it with --judge, {', '.join(JUDGES)}"
+            )
+        if "--judge" in replaced and (named := replaced.index("--judge")) > options[0]:
+            judge = replaced[named : named + 2]
+            del replaced[named : named + 2]
+            replaced[options[0] : options[0]] = judge
+    return replaced
 
 
 def _is_number(text: str) -> bool:

@@ -4,21 +4,19 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from mlflow import MlflowClient
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
-from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
 from overopt.evaluation.completion_server import CompletionServer
-from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.preference_pairs import (
     LabelledPairs,
     SampledPair,
-    label_by_gold,
     label_by_human,
+    label_by_judge,
     read_sampled_pairs,
     sample_pairs,
     write_preferences,
@@ -26,57 +24,22 @@ from overopt.evaluation.preference_pairs import (
 )
 from overopt.evaluation.records import write_completions
 from overopt.evaluation.sampling import sample_here
+from overopt.judging import Judging, judge_tags
+from overopt.models.compute import stage_device
 from overopt.models.policy import Policy, load_policy
-from overopt.models.reward_model import load_reward_model
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective
-from overopt.tracking.runs import log_artifact, log_metrics, log_params
+from overopt.progress import progress_bar
+from overopt.tracking.runs import log_artifact, log_metrics, log_params, set_tags
 from overopt.tracking.store import open_store
 
 Row = Literal["reference", "checkpoint"]
 """Which policies of a run are evaluated: the row at 0 examples, those of its checkpoints."""
 
 
-def progress_bar() -> Progress:
-    """A progress bar with time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-
-
-def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes: Any) -> PreferenceDataModule:
-    """The DataModule that a checkpoint was trained with, under its tokenizer.
-
-    Args:
-        checkpoint: the checkpoint's content.
-        path: its file, which brings the tokenizer.
-        changes: settings to change.
-    """
-    return PreferenceDataModule(**{**checkpoint.data, "tokenizer": str(path), **changes})
-
-
 def open_policy(location: str | Path) -> Policy:
     """A policy where stages without a Trainer compute: on the GPU, where there is one."""
-    return load_policy(location).to(_device())
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def gold_judge(path: str | Path, data: PreferenceDataModule, temperature: float) -> GoldRewardJudge:
-    """The gold reward model in a checkpoint, as a judge of this data's responses."""
-    return GoldRewardJudge(
-        load_reward_model(path).to(_device()),
-        max_response_tokens=data.max_response_tokens,
-        packing=data.packing,
-        temperature=temperature,
-    )
+    return load_policy(location).to(stage_device())
 
 
 def sample_pairs_to_file(
@@ -89,7 +52,7 @@ def sample_pairs_to_file(
     max_evaluation_pairs: int | None,
     seed: int,
 ) -> list[SampledPair]:
-    """Stage ``sample-pairs``; see :func:`overopt.cli.sample_pairs`."""
+    """Stage ``sample-pairs``; see :func:`overopt.stages.sample_pairs`."""
     opened = open_policy(policy)
     changes: dict[str, Any] = {"examples": "demonstrations"}
     if source is not None:
@@ -115,33 +78,29 @@ def sample_pairs_to_file(
     return pairs
 
 
-def label_pairs_to_folder(
-    pairs_file: Path,
-    out: Path,
-    by: Literal["gold", "human"],
-    gold_model: str | None,
-    gold_temperature: float,
-    seed: int,
-) -> LabelledPairs:
-    """Stage ``label-pairs``; see :func:`overopt.cli.label_pairs`."""
-    if (by == "gold") != (gold_model is not None):
-        raise ValueError("labels by gold need --gold-model, labels by human take none")
+def label_pairs_to_folder(pairs_file: Path, out: Path, judge: Judge | None, seed: int) -> LabelledPairs:
+    """Labels by a judge, or without one by preferring the person's response; writes a folder for source ``jsonl``."""
     pairs = read_sampled_pairs(pairs_file)
-    if gold_model is None:
-        labelled = label_by_human(pairs, seed=seed)
-    else:
-        data = data_of_checkpoint(read_model_checkpoint(Path(gold_model)), gold_model)
-        labelled = label_by_gold(pairs, gold_judge(gold_model, data, gold_temperature), seed=seed)
+    labelled = label_by_human(pairs, seed=seed) if judge is None else label_by_judge(pairs, judge, seed=seed)
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))
     return labelled
 
 
+def label_pairs(pairs_file: Path, out: Path, by: Literal["judge", "human"], judging: Judging | None, seed: int) -> None:
+    """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
+    if (by == "judge") != (judging is not None):
+        raise ValueError("labels by judge need --judge, such as --judge gold; labels by human take none")
+    if judging is not None:
+        judging.require()
+    with progress_bar() as progress:
+        label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed)
+
+
 def evaluate_checkpoints(
     checkpoints: Path,
-    gold_model: str | None,
-    gold_temperature: float,
+    judging: Judging | None,
     num_prompts: int,
     opponent: str,
     seed: int,
@@ -151,7 +110,7 @@ def evaluate_checkpoints(
     server: CompletionServer | None = None,
     server_has: Literal["checkpoint", "reference"] = "checkpoint",
 ) -> None:
-    """Stage ``evaluate``; see :func:`overopt.cli.evaluate`."""
+    """Stage ``evaluate``; see :func:`overopt.stages.evaluate`."""
     if server is not None and checkpoints.is_dir():
         raise ValueError(f"a server has one model: with --sampler-url give one checkpoint file, not {checkpoints}")
     paths = checkpoint_paths(checkpoints) if checkpoints.is_dir() else [checkpoints]
@@ -163,26 +122,27 @@ def evaluate_checkpoints(
             f"{paths[0]} was written by stage {first.training['stage']!r}; only aligned policies have a reference "
             "to be evaluated against"
         )
+    if judging is not None:
+        judging.require()
     run_id = run_id or first.training.get("run_id")
     client = open_store(tracking_uri, create=False) if run_id else None
     reference_path = first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
     data.setup("predict")
-    judge = None if gold_model is None else gold_judge(gold_model, data, gold_temperature)
-    evaluator = Evaluator(
-        data,
-        open_policy(reference_path),
-        judge,
-        num_prompts=num_prompts,
-        opponent=opponent,
-        seed=seed,
-        sampler=sample_here if server is None else server.sample,
-    )
     rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)
-    if server is not None:
-        evaluator.settings["sampler"] = "a completions server"
     out = out or paths[0].parent.parent / "evaluation"
     with progress_bar() as progress:
+        evaluator = Evaluator(
+            data,
+            open_policy(reference_path),
+            None if judging is None else judging.open(progress),
+            num_prompts=num_prompts,
+            opponent=opponent,
+            seed=seed,
+            sampler=sample_here if server is None else server.sample,
+        )
+        if server is not None:
+            evaluator.settings["sampler"] = "a completions server"
         policies = sum(len(paths) if row == "checkpoint" else 1 for row in rows)
         task = progress.add_task("evaluating", total=policies * num_prompts)
         evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n), rows)
@@ -205,15 +165,19 @@ def evaluate_paths(
     first = read_model_checkpoint(paths[0])
     alignment = alignment_of(first)
     evaluations: dict[int, CheckpointEvaluation] = {}
+
+    def evaluate(examples_seen: int, policy: Policy) -> None:
+        evaluations[examples_seen] = evaluator.evaluate(policy, alignment, on_batch)
+        # One by one: whatever stops the next one, these samples have been drawn and judged.
+        write_completions(completions_path(out, examples_seen), evaluations[examples_seen].completions)
+
     if "reference" in rows:
-        evaluations[0] = evaluator.evaluate(evaluator.reference, alignment, on_batch)
+        evaluate(0, evaluator.reference)
     for path in paths if "checkpoint" in rows else ():
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
-        evaluations[checkpoint.training["examples_seen"]] = evaluator.evaluate(open_policy(path), alignment, on_batch)
-    for examples_seen, evaluation in evaluations.items():
-        write_completions(completions_path(out, examples_seen), evaluation.completions)
+        evaluate(checkpoint.training["examples_seen"], open_policy(path))
     return evaluations
 
 
@@ -233,6 +197,8 @@ def record_evaluations(
 ) -> None:
     """Log metrics at the examples seen, completions as artifacts, and how they were made."""
     log_params(client, run_id, evaluator.settings)
+    if evaluator.judge is not None:
+        set_tags(client, run_id, judge_tags(evaluator.judge))
     for examples_seen, evaluation in evaluations.items():
         log_metrics(client, run_id, evaluation.metrics, step=examples_seen)
         log_artifact(client, run_id, completions_path(out, examples_seen), "completions")

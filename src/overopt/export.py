@@ -13,7 +13,7 @@ from overopt.tracking.store import open_store
 def export_checkpoint(
     path: Path, folder: Path, dtype: Literal["float32", "bfloat16"] = "float32", tracking_uri: str | None = None
 ) -> None:
-    """Stage ``export``; see :func:`overopt.cli.export`.
+    """Stage ``export``; see :func:`overopt.stages.export`.
 
     Raises:
         ValueError: not a readable checkpoint, one that can't be exported, or a folder that can't be written.

@@ -14,12 +14,11 @@ from overopt.analysis.store_report import report_from_store
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part
 from overopt.evaluation.checkpoint_metrics import Evaluator
+from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.experiment import (
     evaluate_paths,
-    gold_judge,
     label_pairs_to_folder,
     open_policy,
-    progress_bar,
     record_evaluations,
     sample_pairs_to_file,
 )
@@ -30,6 +29,7 @@ from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
+from overopt.progress import progress_bar
 from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_artifact, log_params, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.trainers import fit, quiet_lightning
@@ -212,7 +212,7 @@ def run_quickstart(
     tracking_uri: str | None,
     recipe: Recipe = Recipe(),
 ) -> Path:
-    """Stage ``quickstart``; see :func:`overopt.cli.quickstart`.
+    """Stage ``quickstart``; see :func:`overopt.stages.quickstart`.
 
     Returns:
         The path of report.html.
@@ -264,7 +264,7 @@ def _gold_model(quick: Quickstart) -> Path:
         file = folder / "sampled.jsonl"
         parts: list[Part] = ["gold", "evaluation"]
         sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
-        label_pairs_to_folder(file, folder / "labelled", "human", None, 1.0, 0)
+        label_pairs_to_folder(file, folder / "labelled", None, 0)
 
     settings = {"policy": _key(policy), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
     pairs = quick.make("gold-pairs", settings, make_pairs)
@@ -283,7 +283,7 @@ def _align_all(
         sample_pairs_to_file(
             str(reference), file, None, None, ["train", "evaluation"], recipe.pairs, recipe.evaluation_prompts, 1 + seed
         )
-        label_pairs_to_folder(file, folder / "labelled", "gold", str(gold), recipe.gold_temperature, seed)
+        label_pairs_to_folder(file, folder / "labelled", gold_reward_judge(gold, recipe.gold_temperature), seed)
 
     settings = {
         "policy": _key(reference),
@@ -305,7 +305,7 @@ def _align_all(
     evaluator = Evaluator(
         data,
         open_policy(reference),
-        gold_judge(gold, data, recipe.gold_temperature),
+        gold_reward_judge(gold, recipe.gold_temperature),
         num_prompts=recipe.evaluation_prompts,
         seed=seed,
     )

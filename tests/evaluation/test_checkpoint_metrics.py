@@ -3,10 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from statsmodels.genmod import families
+from statsmodels.genmod.generalized_linear_model import GLM
 
 from overopt.data.packing import Packing
 from overopt.evaluation.checkpoint_metrics import Evaluator
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.judges.protocol import Judge, ignore
 from overopt.evaluation.records import Verdict
 from overopt.models.policy import load_policy
 from overopt.models.reward_model import reward_model_from_policy
@@ -32,6 +35,14 @@ SPEC_6 = [
     "eval/tie_share",
     "eval/unreadable_share",
     "eval/unfinished_share",
+]
+# Beyond the contract, of a judge that has no price and does not read in an order.
+FURTHER = [
+    "eval/win_rate_low",
+    "eval/win_rate_high",
+    "eval/win_rate_length_controlled",
+    "eval/win_rate_length_controlled_se",
+    "eval/refused_share",
 ]
 ALIGNMENT = AlignmentObjective("dpo", 0.3, length_penalty=0.02)
 NUM_PROMPTS = 12
@@ -68,7 +79,7 @@ def evaluator(data, sft_checkpoint, judge, **changes) -> Evaluator:
 
 def test_the_metrics_are_the_contracts(data, sft_checkpoint, gold, moved):
     metrics, completions = evaluator(data, sft_checkpoint, gold).evaluate(moved, ALIGNMENT)
-    assert sorted(metrics) == sorted(SPEC_6)
+    assert sorted(metrics) == sorted(SPEC_6 + FURTHER)
     assert all(map(math.isfinite, metrics.values()))
     assert len({c.prompt_id for c in completions}) == len(completions) == NUM_PROMPTS
     assert metrics["eval/kl_nats"] > 0.1
@@ -128,6 +139,11 @@ def test_metrics_of_samples_can_be_had_again_from_the_completions(data, sft_chec
     assert metrics["eval/unfinished_share"] == np.mean([not c.finished for c in completions])
     assert metrics["eval/win_rate"] == pytest.approx(np.mean([c.win_probability for c in completions]))
     assert metrics["eval/gold_reward"] == pytest.approx(np.mean([c.gold_reward for c in completions]))
+    words = np.array([len(c.response.split()) - len(c.opponent.split()) for c in completions])
+    design = np.column_stack([np.ones(NUM_PROMPTS), np.tanh(words / words.std(ddof=1))])
+    wins = np.array([c.win_probability for c in completions])
+    at_equal_length = GLM(wins, design, family=families.Binomial()).fit().predict([1.0, 0.0])
+    assert metrics["eval/win_rate_length_controlled"] == pytest.approx(at_equal_length.item())
     residuals = log_ratios - lengths * (lengths @ log_ratios) / (lengths @ lengths)
     assert metrics["eval/length_r2_uncentred"] == pytest.approx(1 - residuals @ residuals / (log_ratios @ log_ratios))
     centred = log_ratios - log_ratios.mean()
@@ -150,11 +166,17 @@ def test_without_a_judge_there_is_no_win_rate(data, sft_checkpoint, moved):
     assert {c.verdict for c in completions} == {"unjudged"}
 
 
-class Moody:
-    """Ties, wins and unreadable answers in turn."""
+class Moody(Judge):
+    """Ties, wins and refusals in turn, for money, and mostly for what it reads first."""
 
-    def judge(self, comparisons):
-        answers = [Verdict("tie", 0.5), Verdict("win", 1.0), Verdict("unreadable", None)]
+    settings = {"judge": "moody"}  # noqa: RUF012
+
+    def judge(self, comparisons, on_verdict=ignore, budget=None):
+        answers = [
+            Verdict("tie", 0.5, first_preferred=0.5, cost=0.25),
+            Verdict("win", 1.0, first_preferred=1.0, cost=0.25),
+            Verdict("refused", None, cost=0.125),
+        ]
         return [answers[i % 3] for i in range(len(comparisons))]
 
 
@@ -163,8 +185,11 @@ def test_ties_and_unreadable_verdicts_are_counted_apart(data, sft_checkpoint, mo
     assert metrics["eval/win_rate"] == 0.75
     assert metrics["eval/tie_share"] == 0.5
     assert metrics["eval/unreadable_share"] == pytest.approx(1 / 3)
+    assert metrics["eval/refused_share"] == pytest.approx(1 / 3)
+    assert metrics["eval/position_bias"] == 0.25
+    assert metrics["eval/judge_cost"] == NUM_PROMPTS / 3 * 0.625
     assert "eval/gold_reward" not in metrics
-    assert [c.verdict for c in completions[:3]] == ["tie", "win", "unreadable"]
+    assert [c.verdict for c in completions[:3]] == ["tie", "win", "refused"]
     assert completions[2].win_probability is None
 
 

@@ -5,28 +5,35 @@ import numpy as np
 import pytest
 
 from overopt.data.prompt_format import encode_prompts
-from overopt.evaluation.judges.gold_reward import GoldRewardJudge
+from overopt.evaluation.judges.protocol import Judge, ignore
+from overopt.evaluation.judges.reward_difference import RewardDifference
 from overopt.evaluation.preference_pairs import (
     SampledPair,
-    label_by_gold,
     label_by_human,
+    label_by_judge,
     read_sampled_pairs,
     sample_pairs,
     write_preferences,
     write_sampled_pairs,
 )
+from overopt.evaluation.records import Verdict
 from overopt.models.policy import load_policy
 from tiny import sampled_pairs
 
 
-class KnownRewards(GoldRewardJudge):
+class KnownRewards(Judge):
     """Rewards responses by their first word."""
+
+    settings = {"judge": "known rewards"}  # noqa: RUF012
 
     def __init__(self, **rewards: float) -> None:
         self._rewards = rewards
 
-    def rewards(self, prompts, responses):
-        return np.array([self._rewards[response.split()[0]] for response in responses], dtype=np.float64)
+    def judge(self, comparisons, on_verdict=ignore, budget=None):
+        def rewards(prompts, responses):
+            return np.array([self._rewards[response.split()[0]] for response in responses], dtype=np.float64)
+
+        return RewardDifference().verdicts(comparisons, rewards, on_verdict)
 
 
 def pair(number: int, first: str, second: str, human: str = " a person's words") -> SampledPair:
@@ -37,38 +44,48 @@ def pair(number: int, first: str, second: str, human: str = " a person's words")
 def test_gold_labels_come_as_often_as_eq_1_says(difference):
     count = 4000
     judge = KnownRewards(good=difference + 3.0, plain=3.0)
-    rows, left_out = label_by_gold([pair(i, " good", " plain") for i in range(count)], judge, seed=1)
+    rows, left_out = label_by_judge([pair(i, " good", " plain") for i in range(count)], judge, seed=1)
     share = sum(row["chosen"] == " good" for row in rows) / count
     expected = 1 / (1 + math.exp(-difference))
     assert share == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / count))
     assert not left_out
 
 
-def test_a_gold_row_keeps_the_rewards_with_their_responses():
+def test_a_row_keeps_how_likely_its_label_was():
     judge = KnownRewards(good=1.0, plain=0.0)
-    rows, _ = label_by_gold([pair(i, " good", " plain") for i in range(200)], judge)
+    rows, _ = label_by_judge([pair(i, " good", " plain") for i in range(200)], judge)
     for row in rows:
-        assert row["chosen_gold_reward"] == (1 if row["chosen"] == " good" else 0)
-        assert row["rejected_gold_reward"] == 1 - row["chosen_gold_reward"]
+        good_wins = 1 / (1 + math.exp(-1))
+        assert row["probability"] == pytest.approx(good_wins if row["chosen"] == " good" else 1 - good_wins)
         assert row["flipped"] == (row["chosen"] == " plain")
     assert {row["flipped"] for row in rows} == {True, False}
 
 
+def test_what_a_judge_could_not_say_is_left_out_and_counted():
+    class Silent(KnownRewards):
+        def judge(self, comparisons, on_verdict=ignore, budget=None):
+            return [Verdict("refused", None), Verdict("unreadable", None), Verdict("win", 1.0)]
+
+    rows, left_out = label_by_judge([pair(i, " good", " plain") for i in range(3)], Silent())
+    assert [(row["id"], row["chosen"]) for row in rows] == [("row 2", " good")]
+    assert left_out == Counter({"a verdict that is refused": 1, "a verdict that is unreadable": 1})
+
+
 def test_the_seed_fixes_the_labels():
     pairs, judge = [pair(i, " good", " plain") for i in range(50)], KnownRewards(good=0.5, plain=0.0)
-    assert label_by_gold(pairs, judge, seed=1) == label_by_gold(pairs, judge, seed=1)
-    assert label_by_gold(pairs, judge, seed=1) != label_by_gold(pairs, judge, seed=2)
+    assert label_by_judge(pairs, judge, seed=1) == label_by_judge(pairs, judge, seed=1)
+    assert label_by_judge(pairs, judge, seed=1) != label_by_judge(pairs, judge, seed=2)
 
 
 def test_pairs_that_cannot_be_compared_are_left_out_and_counted():
     pairs = [pair(0, " good", ""), pair(1, "\n", " good"), pair(2, " good", " good "), pair(3, " good", " plain")]
-    rows, left_out = label_by_gold(pairs, KnownRewards(good=1.0, plain=0.0))
+    rows, left_out = label_by_judge(pairs, KnownRewards(good=1.0, plain=0.0))
     assert [row["id"] for row in rows] == ["row 3"]
     assert left_out == Counter({"an empty response": 2, "equal responses": 1})
 
 
 def test_pairs_none_of_which_can_be_compared_give_no_rows():
-    rows, left_out = label_by_gold([pair(0, "", "")], KnownRewards())
+    rows, left_out = label_by_judge([pair(0, "", "")], KnownRewards())
     assert rows == []
     assert left_out == Counter({"an empty response": 1})
 

@@ -145,6 +145,21 @@ def test_a_reward_model_gives_the_same_rewards_as_a_sequence_classifier(kind, ti
     torch.testing.assert_close(padded.squeeze(1), ours, rtol=1e-5, atol=1e-6)
 
 
+def test_a_reward_model_is_read_at_the_end_of_text_where_that_was_the_pad_token(tiny_tokenizer, tmp_path):
+    tokenizer = tokenizer_from_json(tokenizer_to_json(tiny_tokenizer))  # a copy
+    tokenizer.pad_token = tokenizer.eos_token
+    reward_model = reward_model_from_policy(seeded_policy(2, tokenizer, 5.0)).eval()
+    torch.nn.init.normal_(reward_model.head.weight, generator=torch.Generator().manual_seed(0))
+    folder = exported(reward_model, tmp_path / "out")
+    stock = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).pad_token_id == stock.config.pad_token_id != tokenizer.eos_token_id
+    groups = [PromptGroup(np.array([5, 6, 7]), (np.array([8, 9, tokenizer.eos_token_id]),))]
+    with torch.inference_mode():
+        ours = reward_model(pack(groups))
+        theirs = stock(torch.tensor([[5, 6, 7, 8, 9, tokenizer.eos_token_id]])).logits
+    torch.testing.assert_close(theirs.squeeze(1), ours, rtol=1e-5, atol=1e-6)
+
+
 def test_a_reward_model_without_a_class_in_transformers_is_refused(tiny_tokenizer, monkeypatch):
     reward_model = reward_model_from_policy(seeded_policy(2, tiny_tokenizer))
     checkpoint = checkpoint_of(reward_model)

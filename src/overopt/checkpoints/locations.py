@@ -41,7 +41,7 @@ def pretrained(what: str, location: str | Path) -> Pretrained:
     """What to ask transformers for.
 
     Args:
-        what: is asked for: ``policy`` or ``tokenizer``.
+        what: is asked for: ``policy``, ``tokenizer`` or ``reward model``.
         location: a Hugging Face folder, a hub name, a ``.gguf`` file, a name in :data:`PACKAGED`, or any of these
             after ``fresh:`` (the architecture and tokenizer without the weights).
 
@@ -68,7 +68,7 @@ def pretrained(what: str, location: str | Path) -> Pretrained:
     # A tokenizer may come in a folder of its own.
     is_there = path.is_dir() if what == "tokenizer" else (path / "config.json").is_file()
     if _names_a_path(path, name) and not is_there:
-        raise ValueError(f"no {what} at {name}: expected a .ckpt or .gguf file, or a folder with config.json")
+        raise ValueError(f"no {what} at {name}: expected {_expected(what)} with config.json")
     return Pretrained(name)
 
 
@@ -77,7 +77,7 @@ def opening(what: str, location: str | Path) -> Iterator[None]:
     """One line for whatever transformers and the parsers below it throw at what they can't read.
 
     Args:
-        what: is opened: ``policy`` or ``tokenizer``.
+        what: is opened: ``policy``, ``tokenizer`` or ``reward model``.
         location: what the user said.
 
     Raises:
@@ -100,10 +100,14 @@ def _what_is_wrong(what: str, location: str | Path, error: Exception) -> str:
         return f"{what} {str(location)!r} needs a package that is not installed ({reason})"
     if isinstance(error, OSError) and not Path(location).exists():
         return (
-            f"no {what} {str(location)!r} as a file, a folder or in reach of the hub; give a .ckpt or .gguf file, or a "
-            "folder with config.json, weights and tokenizer: a hub model's, downloaded elsewhere"
+            f"no {what} {str(location)!r} as a file, a folder or in reach of the hub; give {_expected(what)} "
+            "with config.json, weights and tokenizer: a hub model's, downloaded elsewhere"
         )
     return f"{location} can't be opened as a {what}, half-written perhaps ({reason})"
+
+
+def _expected(what: str) -> str:
+    return "a folder" if what == "reward model" else "a .ckpt or .gguf file, or a folder"
 
 
 def _names_a_path(path: Path, name: str) -> bool:

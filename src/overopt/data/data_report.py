@@ -183,7 +183,7 @@ def as_json(report: DataReport) -> str:
 
 
 def print_data_report(data: PreferenceDataModule, out: Path | None) -> None:
-    """Stage ``data-report``; see :func:`overopt.cli.data_report`."""
+    """Stage ``data-report``; see :func:`overopt.stages.data_report`."""
     report = report_of_all_parts(data)
     print(as_text(report))
     if out is not None:

@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerFast
 
-from overopt.checkpoints.format import load_tokenizer
+from overopt.checkpoints.format import ModelCheckpoint, load_tokenizer
 from overopt.data.example_sets import DemonstrationSet, PreferenceSet
 from overopt.data.packing import Packing
 from overopt.data.schema import Demonstration, PreferenceExample
@@ -311,3 +311,14 @@ def _no_examples(source: str, kind: str) -> str:
             "and give their folder with source jsonl, or run `overopt quickstart`"
         )
     return f"source {source} holds no {kind}"
+
+
+def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes: Any) -> PreferenceDataModule:
+    """The DataModule that a checkpoint was trained with, under its tokenizer.
+
+    Args:
+        checkpoint: the checkpoint's content.
+        path: its file, which brings the tokenizer.
+        changes: settings to change.
+    """
+    return PreferenceDataModule(**{**checkpoint.data, "tokenizer": str(path), **changes})

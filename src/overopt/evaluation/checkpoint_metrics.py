@@ -13,7 +13,7 @@ from overopt.data.example_sets import PreferenceSet
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion
 from overopt.evaluation.sampling import EvaluationPrompt, Sampler, evaluation_prompts, rescore, sample_here
-from overopt.evaluation.win_rate import win_rate
+from overopt.evaluation.verdict_summary import summarise
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
 from overopt.metrics.length import LengthRegression, ResponseLength
@@ -125,16 +125,21 @@ class Evaluator:
             [Comparison(c.prompt_id, c.prompt, sample=c.response, opponent=c.opponent) for c in completions]
         )
         judged = [
-            replace(c, win_probability=v.win_probability, verdict=v.kind, gold_reward=v.sample_reward)
+            replace(
+                c,
+                win_probability=v.win_probability,
+                verdict=v.kind,
+                gold_reward=v.sample_reward,
+                judge_answer=v.answer,
+                first_preferred=v.first_preferred,
+            )
             for c, v in zip(completions, verdicts, strict=True)
         ]
-        rate = win_rate(verdicts)
-        metrics = {
-            "eval/win_rate": rate.win_rate,
-            "eval/win_rate_se": rate.standard_error,
-            "eval/tie_share": rate.tie_share,
-            "eval/unreadable_share": rate.unreadable_share,
-        }
+        metrics = summarise(
+            verdicts,
+            sample_lengths=[len(c.response.split()) for c in completions],
+            opponent_lengths=[len(c.opponent.split()) for c in completions],
+        ).metrics()
         rewards = [v.sample_reward for v in verdicts if v.sample_reward is not None]
         if rewards:
             metrics["eval/gold_reward"] = float(np.mean(rewards))

@@ -11,6 +11,7 @@ from openai import APIConnectionError, APIStatusError, AsyncOpenAI, OpenAIError
 from openai.types import Completion, CompletionChoice
 
 from overopt.data.tokenization import end_of_text_id
+from overopt.evaluation.endpoint_errors import first_line, read_error
 from overopt.evaluation.sampling import EvaluationPrompt
 from overopt.models.generation import SampledResponse
 from overopt.models.policy import Policy
@@ -89,18 +90,18 @@ class CompletionServer:
         try:
             return asyncio.run(self._sample(prompt_ids, limits, seed, on_batch or (lambda _: None)))
         except APIStatusError as error:
+            reason = first_line(read_error(error.body, error.response.text).reason)
             raise ValueError(
-                f"the server at {self.url} answered {error.status_code} ({_first_line(_reason(error))}); "
-                f"{_way_out(error.status_code)}"
+                f"the server at {self.url} answered {error.status_code} ({reason}); {_way_out(error.status_code)}"
             ) from error
         except APIConnectionError as error:  # a time-out is one, too
-            reason = _first_line(str(error.__cause__ or error))
+            reason = first_line(str(error.__cause__ or error))
             raise ValueError(
                 f"the server at {self.url} can't be reached or does not answer within {self.timeout:g} s ({reason}): "
                 "start it, or check --sampler-url and --sampler-timeout"
             ) from error
         except OpenAIError as error:
-            raise ValueError(f"the server at {self.url} gave no completion ({_first_line(str(error))})") from error
+            raise ValueError(f"the server at {self.url} gave no completion ({first_line(str(error))})") from error
 
     async def _sample(
         self, prompts: Sequence[list[int]], limits: ResponseLimits, seed: int, on_batch: Callable[[int], None]
@@ -211,12 +212,6 @@ def read_response(choice: CompletionChoice, prompt: Sequence[int], limits: Respo
     return SampledResponse(token_ids, finished, log_probs)
 
 
-def _reason(error: APIStatusError) -> str:
-    """What the server says: OpenAI's own shape of an error, FastAPI's, or whatever text it sent."""
-    said = error.body if isinstance(error.body, dict) else {}
-    return str(said.get("message") or said.get("detail") or error.response.text)
-
-
 def _way_out(status: int) -> str:
     if status in (401, 403):
         return f"set {API_KEY_VARIABLE} to its key"
@@ -225,7 +220,3 @@ def _way_out(status: int) -> str:
     if status >= 500 or status == 429:
         return "see its own log"
     return "expected a server that takes prompts as token ids and returns those of the response, as vLLM and SGLang do"
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[0][:300]

@@ -1,4 +1,4 @@
-"""Preferences as Sec. 2.1 has them: responses sampled from a policy, labelled by a gold reward model."""
+"""Preferences as Sec. 2.1 has them: responses sampled from a policy, labelled by a gold reward model or a judge."""
 
 import random
 from collections import Counter
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import expit
 
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part, post_position
 from overopt.data.tokenization import end_of_text_id
-from overopt.evaluation.judges.gold_reward import GoldRewardJudge
-from overopt.evaluation.records import read_json_lines, write_json_lines
+from overopt.evaluation.judges.protocol import Judge
+from overopt.evaluation.records import Comparison, read_json_lines, write_json_lines
 from overopt.models.generation import sample_several
 from overopt.models.policy import Policy
 
@@ -107,35 +106,35 @@ class LabelledPairs(NamedTuple):
     """Rows for a preference file, and what could not be labelled.
 
     Attributes:
-        rows: prompt, chosen, rejected with ids; ``flipped`` where the draw went against the higher reward.
-        left_out: pairs without two different, non-empty responses, by reason.
+        rows: prompt, chosen, rejected with ids; by a judge also the ``probability`` that it preferred the chosen one,
+            and ``flipped`` where the draw went against it.
+        left_out: pairs without two different, non-empty responses or without a verdict, by reason.
     """
 
     rows: list[dict[str, object]]
     left_out: Counter[str]
 
 
-def label_by_gold(pairs: Sequence[SampledPair], judge: GoldRewardJudge, *, seed: int = 0) -> LabelledPairs:
-    """First against second sample, the label drawn with Eq. 1's probability under the gold reward model.
+def label_by_judge(pairs: Sequence[SampledPair], judge: Judge, *, seed: int = 0) -> LabelledPairs:
+    """First against second sample, the label drawn with the judge's probability: Eq. 1 under a gold reward model.
 
     Args:
         pairs: what :func:`sample_pairs` gave.
-        judge: the gold reward model.
+        judge: compares the samples; its ties are drawn, what can't be read is left out.
         seed: fixes the draws.
     """
     usable, left_out = _usable((pair, pair.id, pair.first, pair.second) for pair in pairs)
-    prompts = [pair.prompt for pair, _, _, _ in usable]
-    # In one call: a prompt goes through the model once, with both responses.
-    responses = [response for _, _, response, _ in usable] + [response for _, _, _, response in usable]
-    first, second = np.split(judge.rewards(2 * prompts, responses), 2)
-    first_wins = np.random.default_rng(seed).random(len(usable)) < expit(first - second)
+    verdicts = judge.judge([Comparison(row_id, p.prompt, a, b, reference=p.human) for p, row_id, a, b in usable])
+    draws = np.random.default_rng(seed).random(len(usable))
     rows = []
-    for (pair, row_id, a, b), wins, reward_a, reward_b in zip(usable, first_wins, first, second, strict=True):
-        sides = ((a, reward_a), (b, reward_b)) if wins else ((b, reward_b), (a, reward_a))
-        (chosen, chosen_reward), (rejected, rejected_reward) = sides
-        rewards = {"chosen_gold_reward": chosen_reward, "rejected_gold_reward": rejected_reward}
-        flipped = {"flipped": bool(chosen_reward < rejected_reward)}
-        rows.append(_row(pair, row_id, chosen, rejected) | rewards | flipped)
+    for (pair, row_id, a, b), verdict, draw in zip(usable, verdicts, draws.tolist(), strict=True):
+        if verdict.win_probability is None:
+            left_out[f"a verdict that is {verdict.kind}"] += 1
+            continue
+        first_wins = draw < verdict.win_probability
+        chosen, rejected = (a, b) if first_wins else (b, a)
+        probability = verdict.win_probability if first_wins else 1 - verdict.win_probability
+        rows.append(_row(pair, row_id, chosen, rejected) | {"probability": probability, "flipped": probability < 0.5})
     return LabelledPairs(rows, left_out)
 
 

@@ -29,6 +29,8 @@ class Completion:
             where there was no judge or its verdict could not be read.
         verdict: ``graded``, ``win``, ``loss``, ``tie``, ``unreadable`` or ``unjudged``.
         gold_reward: the gold reward model's reward of the sample; ``None`` without one.
+        judge_answer: what the judge wrote, word for word, where it writes.
+        first_preferred: probability that it preferred the text that it read first, where order matters.
     """
 
     prompt_id: str
@@ -43,6 +45,8 @@ class Completion:
     win_probability: float | None = None
     verdict: str = "unjudged"
     gold_reward: float | None = None
+    judge_answer: str | None = None
+    first_preferred: float | None = None
 
     @property
     def response_tokens(self) -> int:
@@ -59,12 +63,14 @@ class Comparison:
         prompt: prompt text.
         sample: the policy's response.
         opponent: the dataset's response.
+        reference: what a person wrote, where some judge wants to hold both against it.
     """
 
     prompt_id: str
     prompt: str
     sample: str
     opponent: str
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,28 @@ class Verdict:
     """A judge's answer to a comparison.
 
     Attributes:
-        kind: ``graded``, ``win``, ``loss``, ``tie`` or ``unreadable``.
-        win_probability: probability that the sample is preferred; a tie is one half; ``None`` when unreadable.
+        kind: ``graded``, ``win``, ``loss``, ``tie``; ``unreadable``, or ``refused`` by a judge that would not answer.
+        win_probability: probability that the sample is preferred; a tie is one half; ``None`` where the judge can't be
+            read or refused.
         sample_reward: the judge's reward of the sample, where it has such a thing.
+        answer: what the judge wrote, word for word, where it writes.
+        answered_by: the model that says it wrote it: of an alias, its snapshot.
+        first_preferred: probability that it prefers the text that it read first, over the orders it was asked in;
+            ``None`` where order does not matter or nothing could be read.
+        cost: of the answer, in the currency of the price table; ``None`` without a price.
+        input_tokens: that the endpoint counted; 0 without one.
+        output_tokens: that it counted.
     """
 
     kind: str
     win_probability: float | None
     sample_reward: float | None = None
+    answer: str | None = None
+    answered_by: str | None = None
+    first_preferred: float | None = None
+    cost: float | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from overopt.models.grouped_attention import use_grouped_attention
@@ -39,3 +40,8 @@ class ComputeSettings:
         if self.compile:
             # In place, so that weights keep their names; shapes differ from batch to batch.
             model.base_model.compile(dynamic=True)
+
+
+def stage_device() -> str:
+    """Where stages without a Trainer compute: on the GPU, where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

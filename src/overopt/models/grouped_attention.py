@@ -105,7 +105,8 @@ def _check(backbone: PreTrainedModel, longest: int) -> None:
         obstacle = f"sees {window} tokens back, fewer than the {longest} of a prompt with its responses"
     if obstacle is not None:
         raise ValueError(
-            f"{type(backbone).__name__} {obstacle}: train it with --data.shared_prompts false --data.packed false"
+            f"{type(backbone).__name__} {obstacle}: train it with --data.shared_prompts false --data.packed false, "
+            "judge with shared_prompts and packed off"
         )
 
 

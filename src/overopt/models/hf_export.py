@@ -49,8 +49,7 @@ def stock_model(checkpoint: ModelCheckpoint) -> PreTrainedModel:
 def _sequence_classifier(checkpoint: ModelCheckpoint) -> PreTrainedModel:
     config = without_dropout(checkpoint.description.config())
     config.num_labels = 1
-    # It reads the last token that is no padding, by its id.
-    config.pad_token_id = checkpoint.description.tokenizer().pad_token_id
+    config.pad_token_id = _padding_that_ends_nothing(checkpoint.description.tokenizer())
     try:
         classifier = AutoModelForSequenceClassification.from_config(
             config, dtype=torch.float32, trust_remote_code=False
@@ -71,6 +70,16 @@ def _sequence_classifier(checkpoint: ModelCheckpoint) -> PreTrainedModel:
     with torch.no_grad():
         heads[0].copy_(weights["head.weight"])
     return classifier
+
+
+def _padding_that_ends_nothing(tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """A pad token that is not the end of text, where there is a special token for it.
+
+    A sequence classifier of transformers reads the last token that is no padding, by its id: where the two are one, the
+    token before a response's end. Without a pad token it takes one sequence at a time.
+    """
+    others = [tokenizer.pad_token_id, *tokenizer.all_special_ids]
+    return next((int(other) for other in others if other not in (None, tokenizer.eos_token_id)), None)
 
 
 def whole_distribution(tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
@@ -134,6 +143,8 @@ def write_hf_folder(
     try:
         with whole_folder(folder) as unfinished:
             model.to(getattr(torch, dtype)).save_pretrained(unfinished)
+            if model.config.num_labels == 1:  # a reward model: what is padded with must be what it takes for padding
+                tokenizer.pad_token_id = model.config.pad_token_id
             tokenizer.save_pretrained(unfinished)
             (unfinished / "README.md").write_text(card, encoding="utf-8")
             files = sorted(path.name for path in unfinished.iterdir())

@@ -1,10 +1,8 @@
 """A policy: a causal LM with its tokenizer; how one is initialised, loaded and described."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import (
@@ -18,7 +16,7 @@ from transformers import (
 from overopt.checkpoints.format import POLICY_PREFIX, ModelDescription, load_tokenizer, read_model_checkpoint
 from overopt.models.compute import ComputeSettings
 from overopt.models.log_probs import response_log_probs
-from overopt.models.pretrained import open_pretrained, without_dropout
+from overopt.models.pretrained import model_hash, open_pretrained, without_dropout
 from overopt.models.pythia import PythiaShape
 from overopt.packed_tokens import PackedTokens
 
@@ -140,8 +138,4 @@ def load_policy(location: str | Path, compute: ComputeSettings = ComputeSettings
 
 def weights_hash(policy: Policy) -> str:
     """Hash of all weights and the configuration: equal for equal functions of token ids."""
-    digest = hashlib.sha256(policy.causal_lm.config.to_json_string().encode())
-    for name, weight in sorted(policy.causal_lm.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return model_hash(policy.causal_lm)

@@ -20,7 +20,7 @@ def print_plan(
     sft_examples: int | None,
     out: Path | None,
 ) -> None:
-    """See :func:`overopt.cli.plan`."""
+    """See :func:`overopt.stages.plan`."""
     plan = make_plan(
         fit_options,
         hardware=hardware,

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+
+from overopt.tracking.runs import require_run
 
 
 class CheckpointRecord(NamedTuple):
@@ -29,11 +30,9 @@ def read_checkpoint_record(client: MlflowClient, run_id: str, examples_seen: int
     Raises:
         ValueError: the store has no such run.
     """
-    try:
-        run = client.get_run(run_id)
-        histories = {name: client.get_metric_history(run_id, name) for name in sorted(run.data.metrics)}
-    except MlflowException as error:
-        raise ValueError(f"the tracking store does not give run {run_id} ({str(error).splitlines()[0]})") from error
+    require_run(client, run_id)
+    run = client.get_run(run_id)
+    histories = {name: client.get_metric_history(run_id, name) for name in sorted(run.data.metrics)}
     metrics = {
         name: max(here, key=lambda metric: metric.timestamp).value
         for name, history in histories.items()

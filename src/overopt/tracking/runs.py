@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from overopt.tracking.provenance import provenance
 from overopt.tracking.store import EXPERIMENT, experiment_id
@@ -61,6 +62,19 @@ def log_metrics(client: MlflowClient, run_id: str, metrics: Mapping[str, float],
         metrics=[Metric(name, float(value), now, step) for name, value in metrics.items()],
         synchronous=True,
     )
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags; unlike parameters, they may change."""
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def require_run(client: MlflowClient, run_id: str) -> None:
+    """Raise a ValueError where the store has no such run."""
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(f"the tracking store does not give run {run_id} ({str(error).splitlines()[0]})") from error
 
 
 @contextmanager

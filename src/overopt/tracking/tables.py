@@ -33,6 +33,11 @@ METRICS = (
     "tie_share",
     "unreadable_share",
     "unfinished_share",
+    "refused_share",
+    "win_rate_length_controlled",
+    "win_rate_length_controlled_se",
+    "position_bias",
+    "position_bias_se",
 )
 """Last names of the ``eval/`` metrics, in the order of points.csv."""
 

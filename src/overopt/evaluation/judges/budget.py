@@ -1,0 +1,64 @@
+"""A limit on what judging may cost that can't be overrun, whatever is under way."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+# Only near the limit does anybody wait. [s]
+_LOOK_AGAIN = 0.02
+
+
+class CostLimitError(ValueError):
+    """The next question could cost more than is left."""
+
+
+class Budget:
+    """What has been spent, and how much may be.
+
+    A question is only sent once its highest possible cost is set aside, so that spending stays below the limit even
+    where every answer under way takes all that it may.
+
+    Args:
+        max_cost: in the currency of the price table; no limit by default.
+
+    Raises:
+        ValueError: the limit is negative or no number.
+    """
+
+    def __init__(self, max_cost: float | None = None) -> None:
+        if max_cost is not None and not 0 <= max_cost < math.inf:
+            raise ValueError(f"need a cost limit of at least 0, got {max_cost}")
+        self.max_cost = max_cost
+        self.spent = 0.0
+        self._set_aside = 0.0
+        self._under_way = 0
+
+    def spend(self, cost: float) -> None:
+        """Count what an answer cost."""
+        self.spent += cost
+
+    @asynccontextmanager
+    async def setting_aside(self, highest_cost: float) -> AsyncIterator[None]:
+        """Hold back the highest possible cost of a question while it is asked.
+
+        Raises:
+            CostLimitError: it is more than what is left, and nothing is under way that could leave more.
+        """
+        if self.max_cost is None:
+            yield
+            return
+        while self.spent + self._set_aside + highest_cost > self.max_cost:
+            if not self._under_way:
+                raise CostLimitError(
+                    f"{self.spent:.4g} of --max-cost {self.max_cost:g} are spent and the next question could cost "
+                    f"{highest_cost:.2g}"
+                )
+            await asyncio.sleep(_LOOK_AGAIN)
+        self._set_aside += highest_cost
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._set_aside -= highest_cost
+            self._under_way -= 1

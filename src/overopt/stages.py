@@ -1,0 +1,377 @@
+"""The stages: each a typed function whose signature and docstring are its options and its help.
+
+Nothing heavy is imported here: a stage imports its work when it is called.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from overopt.evaluation.judges.catalogue import JUDGES
+from overopt.evaluation.judges.protocol import Judge
+
+
+def quickstart(
+    objectives: list[str] = ["dpo"],  # noqa: B006 (shown in --help; never mutated)
+    betas: list[float] | None = None,
+    seeds: list[int] = [0],  # noqa: B006
+    sizes: list[str] = ["0.7M"],  # noqa: B006
+    out: Path = Path("outputs/quickstart"),
+    tracking_uri: str | None = None,
+) -> None:
+    """From nothing to an over-optimization curve: train, sample, judge, track, fit and draw.
+
+    Runs on the embedded default, without network or GPU. Interrupted and started again with the same
+    options, it goes on where it was.
+
+    Args:
+        objectives: direct alignment objectives: dpo, ipo, ipo_azar, slic, squared_hinge, exponential, savage.
+        betas: prices of divergence; the recipe's seven by default.
+        seeds: repeats; each has its own SFT policy, pairs, labels and training order.
+        sizes: models of the embedded default, by parameters: 0.4M, 0.7M, 1.6M.
+        out: folder for everything but the tracking store.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.quickstart import run_quickstart
+
+    run_quickstart(objectives, betas, seeds, sizes, out, tracking_uri)
+
+
+def sample_pairs(
+    policy: str,
+    out: Path,
+    source: str | None = None,
+    path: str | None = None,
+    parts: list[Literal["train", "gold", "evaluation"]] = ["train", "evaluation"],  # noqa: B006
+    max_pairs: int | None = None,
+    max_evaluation_pairs: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Sample two responses of a policy to each prompt, as pairs to be labelled (Sec. 2.1).
+
+    Args:
+        policy: checkpoint of the policy, usually the SFT policy.
+        out: JSON Lines file to write.
+        source: data source of the prompts; what the policy was trained on by default.
+        path: file or folder of the source.
+        parts: parts of the posts that prompts come from.
+        max_pairs: so many prompts at most of each part that is trained on.
+        max_evaluation_pairs: so many at most of the evaluation part.
+        seed: fixes the draws.
+    """
+    from overopt.experiment import sample_pairs_to_file
+
+    sample_pairs_to_file(policy, out, source, path, parts, max_pairs, max_evaluation_pairs, seed)
+
+
+def label_pairs(
+    pairs: Path,
+    out: Path,
+    by: Literal["judge", "human"] = "judge",
+    judge: Judge | None = None,
+    order: Literal["seeded", "both"] = "seeded",
+    cache: Path = Path("outputs/verdicts.db"),
+    max_cost: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Label sampled pairs, and write a folder that ``--data.source jsonl --data.path FOLDER`` reads.
+
+    Args:
+        pairs: file that sample-pairs wrote.
+        out: folder to write: pairs.jsonl and demonstrations.jsonl.
+        by: judge: first against second sample, drawn with the judge's probability (Eq. 1 under a gold reward model);
+            human: the person's response over the samples, over another post's response and over its own words
+            in disorder (what trains a gold reward model).
+        judge: a name, a file or a class path, as in overopt judge; --judge gold --judge.checkpoint FILE is a gold
+            reward model.
+        order: in which a judge that reads both texts sees them: drawn by the seed, or both, averaged.
+        cache: SQLite file of verdicts.
+        max_cost: of all verdicts, those that the cache knows included, in the currency of the price table.
+        seed: fixes the draws of labels, and the order that texts are judged in.
+    """
+    from overopt import experiment
+    from overopt.judging import Judging
+
+    judging = None if judge is None else Judging(judge, order, seed, cache, max_cost)
+    experiment.label_pairs(pairs, out, by, judging, seed)
+
+
+def evaluate(
+    checkpoints: Path,
+    judge: Judge | None = None,
+    order: Literal["seeded", "both"] = "seeded",
+    cache: Path = Path("outputs/verdicts.db"),
+    max_cost: float | None = None,
+    num_prompts: int = 256,
+    opponent: Literal["human", "preferred"] = "human",
+    seed: int = 0,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+    sampler_url: str | None = None,
+    sampler_model: str | None = None,
+    sampler_serves: Literal["checkpoint", "reference"] = "checkpoint",
+    sampler_concurrency: int = 32,
+    sampler_timeout: float = 300.0,
+) -> None:
+    """Sample, rescore and judge checkpoints of an aligned policy; log every metric to its run.
+
+    With --sampler-url an OpenAI-compatible completions server draws the samples; they are rescored here all the same.
+
+    Args:
+        checkpoints: one .ckpt file, or a folder of examples-*.ckpt files.
+        judge: compares samples with the dataset's responses, as in overopt judge; without one there is no win rate.
+        order: in which a judge that reads both texts sees them: drawn by the seed, or both, averaged.
+        cache: SQLite file of verdicts.
+        max_cost: of all verdicts, those that the cache knows included, in the currency of the price table.
+        num_prompts: held-out prompts, one a post; 256 give a win rate to +-6 points.
+        opponent: the dataset's response that samples are judged against.
+        seed: fixes the draws, for all checkpoints alike, and the order that texts are judged in.
+        out: folder for completions as JSON Lines; evaluation/ beside the checkpoints by default.
+        run_id: MLflow run to log to; the one that trained the checkpoint by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+        sampler_url: base URL of a server that takes and returns token ids, such as http://127.0.0.1:8000/v1 of
+            vllm serve; it serves one model, so CHECKPOINTS is one file.
+        sampler_model: the model's name on that server; by default the only one that it lists.
+        sampler_serves: which policy the server has: the checkpoint's, or its reference, whose row is then measured.
+        sampler_concurrency: requests to the server under way at a time.
+        sampler_timeout: time-out of one request [s].
+    """
+    from overopt.evaluation.completion_server import CompletionServer
+    from overopt.experiment import evaluate_checkpoints
+    from overopt.judging import Judging
+
+    if sampler_url is None and (sampler_model is not None or sampler_serves == "reference"):
+        raise ValueError("--sampler-model and --sampler-serves are about a server: name it with --sampler-url")
+    server = None
+    if sampler_url is not None:
+        server = CompletionServer(sampler_url, sampler_model, sampler_concurrency, sampler_timeout)
+    evaluate_checkpoints(
+        checkpoints,
+        None if judge is None else Judging(judge, order, seed, cache, max_cost),
+        num_prompts,
+        opponent,
+        seed,
+        out,
+        run_id,
+        tracking_uri,
+        server,
+        sampler_serves,
+    )
+
+
+def judge(
+    completions: Path,
+    judge: Judge | None = None,
+    order: Literal["seeded", "both"] = "seeded",
+    seed: int = 0,
+    cache: Path = Path("outputs/verdicts.db"),
+    max_cost: float | None = None,
+    estimate_only: bool = False,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Judge completions against the dataset's responses: win rate, length-controlled too, position bias, cost.
+
+    --judge is api, gold, classifier, causal_lm, rouge or longer, or a file such as those of conf/judge; its options go
+    with it, as in --judge api --judge.model gpt-4o-2024-08-06, and --judge.help api lists them. Stopped at any moment
+    and started again, it goes on where it was.
+
+    Args:
+        completions: JSON Lines with prompt, response and opponent, such as evaluate writes, or a folder of them.
+        judge: a name, a file or a class path.
+        order: in which a judge that reads both texts sees them: drawn by the seed, or both, averaged.
+        seed: of the order.
+        cache: SQLite file of verdicts: what is in it is not asked again. Processes of one machine may share it.
+        max_cost: of all verdicts, those that the cache knows included, in the currency of the price table; what could
+            exceed it is not asked.
+        estimate_only: say what it would ask and cost, and stop.
+        out: folder to write the judged completions to; judged/ beside them by default.
+        run_id: MLflow run to log to, at the examples seen that evaluate's file names bear; a run of its own by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.judging import Judging, judge_files
+
+    if judge is None:
+        raise ValueError(f"name a judge with --judge: {', '.join(JUDGES)}, or a file such as those of conf/judge")
+    judge_files(Judging(judge, order, seed, cache, max_cost), completions, estimate_only, out, run_id, tracking_uri)
+
+
+def export(
+    checkpoint: Path, folder: Path, dtype: Literal["float32", "bfloat16"] = "float32", tracking_uri: str | None = None
+) -> None:
+    """Write a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation settings, model card.
+
+    Stock transformers, vLLM and the like load it. A policy becomes a causal LM whose generation settings sample from
+    the whole distribution; a reward model becomes a sequence classifier with one label.
+
+    Args:
+        checkpoint: a .ckpt file.
+        folder: to write; one that an earlier export wrote is replaced, any other that holds files is refused.
+        dtype: of the weights; float32 is what was trained, bfloat16 half the size.
+        tracking_uri: MLflow store, for the run's parameters and metrics in the model card; MLFLOW_TRACKING_URI, or
+            else SQLite in mlruns/, by default. Where it has no such run, the card says so.
+    """
+    from overopt.export import export_checkpoint
+
+    export_checkpoint(checkpoint, folder, dtype, tracking_uri)
+
+
+def report(
+    out: Path = Path("outputs/report"),
+    experiment: str | None = None,
+    study: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Fit laws to tracked runs and write points.csv, fits.csv, figures and report.html.
+
+    Args:
+        out: folder to write.
+        experiment: name of the MLflow experiment; all experiments by default.
+        study: id of the parent run whose children are reported; all runs by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.analysis.store_report import report_from_store
+
+    report_from_store(out, experiment, study, tracking_uri)
+
+
+def data_report(
+    source: str = "docstrings",
+    path: str | None = None,
+    tokenizer: str | None = None,
+    vocab_size: int = 2048,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
+    splits: Literal["hash", "published"] = "hash",
+    evaluation_fraction: float | None = None,
+    gold_fraction: float | None = None,
+    out: Path | None = None,
+    cache_dir: str = "outputs/cache",
+) -> None:
+    """Say what a data set holds: rows left out and why, parts, repeated labels, lengths, what is cut.
+
+    Every fit keeps the same report of its own data as the artifact data_report.json of its run.
+
+    Args:
+        source: docstrings, tldr_openai, hub or jsonl.
+        path: file or folder of the source, or for hub a dataset's name.
+        tokenizer: policy whose tokenizer counts: checkpoint, Hugging Face folder or hub name; by default one that
+            is trained on the training texts.
+        vocab_size: of a tokenizer trained here.
+        max_prompt_tokens: longer prompts have their post cut; the source's own limit by default.
+        max_response_tokens: longer responses are cut; the source's own limit by default.
+        splits: by the hash of the post id, or as published.
+        evaluation_fraction: share of posts held out; the source's own by default.
+        gold_fraction: share of posts kept for the gold reward model; the source's own by default.
+        out: JSON file to write the report to as well.
+        cache_dir: where what was read is kept.
+    """
+    from overopt.data.data_report import print_data_report
+    from overopt.data.datamodule import PreferenceDataModule
+
+    data = PreferenceDataModule(
+        source,
+        path,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+        splits=splits,
+        evaluation_fraction=evaluation_fraction,
+        gold_fraction=gold_fraction,
+        cache_dir=cache_dir,
+        micro_batch_tokens=2**31,  # nothing goes through a model here
+    )
+    print_data_report(data, out)
+
+
+def plan(
+    fit_options: list[str],
+    gpus: int = 1,
+    gpu: str = "A100",
+    gpu_memory: float | None = None,
+    architecture: str | None = None,
+    utilisation: float = 0.35,
+    peak_tflops: float | None = None,
+    price_per_gpu_hour: float | None = None,
+    objectives: int = 3,
+    betas: int = 7,
+    seeds: int = 1,
+    sizes: int = 1,
+    num_prompts: int = 256,
+    sft_examples: int | None = None,
+    judge_calls_per_prompt: int = 1,
+    judge_model: str | None = None,
+    judge_price_per_call: float | None = None,
+    judge_price_per_million: list[float] | None = None,
+    judge_template_tokens: int = 180,
+    judge_output_tokens: int = 60,
+    out: Path | None = None,
+) -> None:
+    """Whether a training fits, how long it and its experiment take and what they cost, before anything is rented.
+
+    Takes the options of fit beside its own, configuration files among them: --config conf/tldr_dpo.yaml
+    --model.beta 0.05. Nothing is trained, no weights are opened.
+
+    Args:
+        fit_options: all options that are not this command's own.
+        gpus: devices that a training is given.
+        gpu: kind, for its rate and memory: A40, A100, H100, H200.
+        gpu_memory: of each device [GiB]; the kind's by default.
+        architecture: of the policy where the configuration's is not there yet: Hugging Face folder or name, such
+            as EleutherAI/pythia-1b (the Pythias need no hub).
+        utilisation: share of the peak rate that is reached; eager PyTorch on passes of some thousand tokens reaches
+            0.3 to 0.5, the default is cautious.
+        peak_tflops: of each device in the precision that trains [TFLOP/s]; the kind's by default.
+        price_per_gpu_hour: in any currency.
+        objectives: of the experiment.
+        betas: for each objective.
+        seeds: for each beta.
+        sizes: model sizes whose judge calls are counted together; hours are those of this size.
+        num_prompts: that each checkpoint is evaluated on.
+        sft_examples: demonstrations of the SFT before an alignment; TL;DR's 116,722 by default.
+        judge_calls_per_prompt: 2 where the judge is shown both orders.
+        judge_model: that judges, priced by conf/judge/prices.yaml.
+        judge_price_per_call: in any currency.
+        judge_price_per_million: of a million input and a million output tokens, two numbers.
+        judge_template_tokens: of a question besides the post and the two summaries.
+        judge_output_tokens: of an answer.
+        out: JSON file for all numbers.
+    """
+    from overopt.planning.command import print_plan
+    from overopt.planning.grid import Grid, JudgePrices
+    from overopt.planning.hardware import Hardware
+
+    if judge_model is not None:
+        from overopt.evaluation.judges.prices import DEFAULT_PRICES, price_of
+
+        if judge_price_per_million is not None:
+            raise ValueError("give --judge-model or --judge-price-per-million, not both")
+        price = price_of(judge_model, DEFAULT_PRICES)
+        judge_price_per_million = [price.input, price.output]
+    print_plan(
+        fit_options,
+        Hardware(gpu, gpus, gpu_memory, utilisation, peak_tflops, price_per_gpu_hour),
+        Grid(objectives, betas, seeds, sizes, num_prompts, judge_calls_per_prompt),
+        JudgePrices(judge_price_per_call, judge_price_per_million, judge_template_tokens, judge_output_tokens),
+        architecture,
+        sft_examples,
+        out,
+    )
+
+
+STAGES: dict[str, Callable[..., None]] = {
+    "quickstart": quickstart,
+    "data-report": data_report,
+    "sample-pairs": sample_pairs,
+    "label-pairs": label_pairs,
+    "evaluate": evaluate,
+    "judge": judge,
+    "report": report,
+    "export": export,
+    "plan": plan,
+}
+#: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
+FIT_OPTIONS = "fit_options"
