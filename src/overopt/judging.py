@@ -17,7 +17,7 @@ from overopt.evaluation.judges.orders import Order, in_order
 from overopt.evaluation.judges.protocol import Estimate, Judge, OnVerdict, ignore
 from overopt.evaluation.judges.verdict_cache import Cached, VerdictCache
 from overopt.evaluation.records import Comparison, Verdict, read_json_lines, write_json_lines
-from overopt.evaluation.verdict_summary import VerdictSummary, summarise
+from overopt.evaluation.verdict_summary import VerdictSummary, summarise_by_words
 from overopt.progress import progress_bar
 from overopt.tracking.runs import (
     find_run,
@@ -78,7 +78,7 @@ class Judging:
         Raises:
             ValueError: something is missing, or a file that is there is no cache.
         """
-        asks = self.judge.estimate(comparisons).calls > 0
+        asks = self.judge.estimate(comparisons[:1]).calls > 0
         all_known = asks and self.cache.exists() and not self.cached().estimate(comparisons).calls
         if not all_known:
             self.judge.require(comparisons, self.max_cost)
@@ -101,11 +101,6 @@ class SupervisedJudge(Judge):
         self._progress = progress
         self._task: TaskID | None = None
         self._total = 0
-
-    @property
-    def reads_both(self) -> bool:
-        """As the judge does."""
-        return self._judge.reads_both
 
     @property
     def settings(self) -> dict[str, str]:
@@ -224,7 +219,7 @@ def judge_files(
                 answered_by |= {v.answered_by for v in of_file if v.answered_by is not None}
                 judged = folder / file.path.name
                 write_json_lines(judged, map(judged_row, file.rows, of_file))
-                summary = summary_of(file.comparisons, of_file)
+                summary = summarise_by_words(file.comparisons, of_file)
                 summaries[file.path] = summary
                 log_metrics(client, run_id, summary.metrics(), step=place if unnamed else file.examples_seen or 0)
                 log_artifact(client, run_id, judged, "judged")
@@ -249,15 +244,6 @@ def judged_row(row: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
             "judge_output_tokens": verdict.output_tokens,
             "first_preferred": verdict.first_preferred,
         }
-    )
-
-
-def summary_of(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> VerdictSummary:
-    """What verdicts say, lengths in words."""
-    return summarise(
-        verdicts,
-        [len(comparison.sample.split()) for comparison in comparisons],
-        [len(comparison.opponent.split()) for comparison in comparisons],
     )
 
 

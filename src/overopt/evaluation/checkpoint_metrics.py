@@ -13,7 +13,7 @@ from overopt.data.example_sets import PreferenceSet
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion
 from overopt.evaluation.sampling import EvaluationPrompt, Sampler, evaluation_prompts, rescore, sample_here
-from overopt.evaluation.verdict_summary import summarise
+from overopt.evaluation.verdict_summary import summarise_by_words
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
 from overopt.metrics.length import LengthRegression, ResponseLength
@@ -121,9 +121,8 @@ class Evaluator:
     def _judged(self, completions: list[Completion]) -> tuple[list[Completion], dict[str, float]]:
         if self.judge is None:
             return completions, {}
-        verdicts = self.judge.judge(
-            [Comparison(c.prompt_id, c.prompt, sample=c.response, opponent=c.opponent) for c in completions]
-        )
+        comparisons = [Comparison(c.prompt_id, c.prompt, sample=c.response, opponent=c.opponent) for c in completions]
+        verdicts = self.judge.judge(comparisons)
         judged = [
             replace(
                 c,
@@ -135,11 +134,7 @@ class Evaluator:
             )
             for c, v in zip(completions, verdicts, strict=True)
         ]
-        metrics = summarise(
-            verdicts,
-            sample_lengths=[len(c.response.split()) for c in completions],
-            opponent_lengths=[len(c.opponent.split()) for c in completions],
-        ).metrics()
+        metrics = summarise_by_words(comparisons, verdicts).metrics()
         rewards = [v.sample_reward for v in verdicts if v.sample_reward is not None]
         if rewards:
             metrics["eval/gold_reward"] = float(np.mean(rewards))

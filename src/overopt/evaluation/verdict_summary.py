@@ -8,7 +8,7 @@ import numpy as np
 
 from overopt.evaluation.length_control import LengthControlledWinRate, length_controlled_win_rate
 from overopt.evaluation.position_bias import PositionBias, position_bias
-from overopt.evaluation.records import Verdict
+from overopt.evaluation.records import Comparison, Verdict
 from overopt.evaluation.resolution import smallest_difference, smallest_distance_from_half
 from overopt.evaluation.win_rate import WinRate, win_rate
 
@@ -180,3 +180,12 @@ def _standard_deviation(verdicts: Sequence[Verdict]) -> float:
         return 0.5
     # Grades that are all the same would promise to resolve anything.
     return float(np.std(values, ddof=1)) or 0.5 if len(values) > 1 else 0.5
+
+
+def summarise_by_words(comparisons: Sequence[Comparison], verdicts: Sequence[Verdict]) -> VerdictSummary:
+    """The same of comparisons and their verdicts, lengths in words."""
+    return summarise(
+        verdicts,
+        [len(comparison.sample.split()) for comparison in comparisons],
+        [len(comparison.opponent.split()) for comparison in comparisons],
+    )

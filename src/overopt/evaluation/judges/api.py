@@ -140,7 +140,8 @@ class ApiJudge(Judge):
             )
             asyncio.run(batches.ask_all(list(requests)))
         else:
-            asyncio.run(self._ask_live(requests, keep, budget))
+            live = LiveRequests(self._endpoint, self._limits, self._max_output_tokens, keep, budget, self._cost)
+            asyncio.run(live.ask_all(requests))
         return verdicts
 
     def require(self, comparisons: Sequence[Comparison], max_cost: float | None = None) -> None:
@@ -155,11 +156,7 @@ class ApiJudge(Judge):
                 f"no price of {self._model} {table}, so --max-cost can't be kept: give its price in a table with "
                 "--judge.prices, or leave the limit out"
             )
-        self._endpoint.client()
-
-    async def _ask_live(self, requests: Iterator[Request], keep: Any, budget: Budget) -> None:
-        live = LiveRequests(self._endpoint, self._limits, self._max_output_tokens, keep, budget, self._cost)
-        await live.ask_all(requests)
+        self._endpoint.require_key()
 
     def estimate(self, comparisons: Sequence[Comparison]) -> Estimate:
         """By the length of the questions, at four bytes a token."""

@@ -98,8 +98,7 @@ class BatchRequests:
             raise limit
         if self._unanswered:
             raise UnansweredError(
-                f"{len(self._unanswered)} of {len(requests)} questions got no answer in {self._max_attempts} attempts "
-                f"each (the last one: {list(self._unanswered.values())[-1]}); all others are answered"
+                len(self._unanswered), len(requests), self._max_attempts, list(self._unanswered.values())[-1]
             )
 
     async def _find_earlier(self, client: AsyncOpenAI) -> None:
@@ -129,7 +128,7 @@ class BatchRequests:
     async def _submit_rest(self, client: AsyncOpenAI) -> CostLimitError | None:
         under_way = set().union(*self._under_way.values()) if self._under_way else set()
         # A question may be in two batches, of two runs at once, and be answered by the first.
-        set_aside = sum(self._waiting[key].highest_cost for key in under_way & self._waiting.keys())
+        set_aside = sum((self._waiting[key].highest_cost for key in under_way & self._waiting.keys()), 0.0)
         lines: list[bytes] = []
         keys: set[str] = set()
         size = 0
@@ -137,14 +136,8 @@ class BatchRequests:
         for key, request in self._waiting.items():
             if key in under_way:
                 continue
-            if (
-                self._budget.max_cost is not None
-                and self._budget.spent + set_aside + request.highest_cost > self._budget.max_cost
-            ):
-                limit = CostLimitError(
-                    f"{self._budget.spent:.4g} of --max-cost {self._budget.max_cost:g} are spent and the next question "
-                    f"could cost {request.highest_cost:.2g}"
-                )
+            limit = self._budget.refusal(request.highest_cost, set_aside)
+            if limit is not None:
                 break
             line = {"custom_id": key, "method": "POST", "url": _PATH, "body": request.body}
             encoded = json.dumps(line).encode() + b"\n"

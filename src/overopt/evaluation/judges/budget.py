@@ -38,6 +38,20 @@ class Budget:
         """Count what an answer cost."""
         self.spent += cost
 
+    def refusal(self, highest_cost: float, set_aside: float) -> CostLimitError | None:
+        """Why a question may not be asked now; ``None`` where it may.
+
+        Args:
+            highest_cost: that its answer can have.
+            set_aside: for the questions under way.
+        """
+        if self.max_cost is None or self.spent + set_aside + highest_cost <= self.max_cost:
+            return None
+        return CostLimitError(
+            f"{self.spent:.4g} of --max-cost {self.max_cost:g} are spent and the next question could cost "
+            f"{highest_cost:.2g}"
+        )
+
     @asynccontextmanager
     async def setting_aside(self, highest_cost: float) -> AsyncIterator[None]:
         """Hold back the highest possible cost of a question while it is asked.
@@ -45,15 +59,9 @@ class Budget:
         Raises:
             CostLimitError: it is more than what is left, and nothing is under way that could leave more.
         """
-        if self.max_cost is None:
-            yield
-            return
-        while self.spent + self._set_aside + highest_cost > self.max_cost:
+        while (refusal := self.refusal(highest_cost, self._set_aside)) is not None:
             if not self._under_way:
-                raise CostLimitError(
-                    f"{self.spent:.4g} of --max-cost {self.max_cost:g} are spent and the next question could cost "
-                    f"{highest_cost:.2g}"
-                )
+                raise refusal
             await asyncio.sleep(_LOOK_AGAIN)
         self._set_aside += highest_cost
         self._under_way += 1

@@ -79,7 +79,20 @@ class Limits:
 
 
 class UnansweredError(ValueError):
-    """Some questions got no answer in all their attempts."""
+    """Some questions got no answer in all their attempts.
+
+    Args:
+        unanswered: so many questions.
+        asked: questions in all.
+        max_attempts: that each of them had.
+        last: failure of the last one.
+    """
+
+    def __init__(self, unanswered: int, asked: int, max_attempts: int, last: object) -> None:
+        super().__init__(
+            f"{unanswered} of {asked} questions got no answer in {max_attempts} attempts each (the last one: {last}); "
+            "all others are answered"
+        )
 
 
 class LiveRequests:
@@ -156,10 +169,7 @@ class LiveRequests:
         if self._stopped is not None:
             raise self._stopped
         if self._unanswered:
-            raise UnansweredError(
-                f"{self._unanswered} of {asked} questions got no answer in {self._limits.max_attempts} attempts "
-                f"each (the last one: {self._last_failure}); all others are answered"
-            )
+            raise UnansweredError(self._unanswered, asked, self._limits.max_attempts, self._last_failure)
 
     async def _ask(self, client: AsyncOpenAI, request: Request) -> None:
         begun = time.monotonic()
