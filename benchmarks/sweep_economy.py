@@ -53,7 +53,7 @@ def main() -> None:
 
 def watch() -> None:
     """Clocks on the parts."""
-    import overopt.quickstart as quickstart
+    from overopt import embedded
     from overopt.modules.step import StepModule
 
     started = 0.0
@@ -72,7 +72,7 @@ def watch() -> None:
         ("sample_pairs_to_file", "sampling and labelling pairs"),
         ("label_pairs_to_folder", "sampling and labelling pairs"),
     ):
-        setattr(quickstart, name, clocked(getattr(quickstart, name), part))
+        setattr(embedded, name, clocked(getattr(embedded, name), part))
 
 
 def before(hook: Callable[..., Any], first: Callable[..., None]) -> Callable[..., Any]:

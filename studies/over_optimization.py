@@ -29,8 +29,9 @@ from scipy.stats import spearmanr
 
 from overopt.analysis.fitting import fit_law
 from overopt.analysis.laws import LAWS, distance
+from overopt.embedded import Recipe
 from overopt.evaluation.records import read_completions
-from overopt.quickstart import Recipe, run_quickstart
+from overopt.quickstart import run_quickstart
 from overopt.tracking.provenance import provenance
 
 RESAMPLES = 10_000

@@ -5,13 +5,14 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
-from overopt import quickstart
 from overopt.analysis.store_report import report_from_store
 from overopt.data.sources import SOURCES, docstrings
-from overopt.quickstart import Recipe, run_quickstart
+from overopt.embedded import Recipe
+from overopt.quickstart import run_quickstart
 
 # The real stages on the real corpus, cut to a few small packages and a few steps.
 TINY = Recipe(
+    gold_size="0.4M",
     vocab_size=300,
     batch_size=16,
     sft_steps=3,
@@ -31,7 +32,6 @@ def corpus():
     patch = pytest.MonkeyPatch()
     few = tuple(package for package in docstrings.PACKAGES if package.module in ("optuna", "rich", "sqlalchemy"))
     patch.setitem(SOURCES, "docstrings", lambda path, cache_dir: docstrings.DocstringSource(cache_dir, packages=few))
-    patch.setattr(quickstart, "GOLD_SIZE", "0.4M")
     yield
     patch.undo()
 

@@ -11,6 +11,7 @@ from overopt.analysis.fitting import fit_table
 from overopt.analysis.report import ReportPaths, format_fits, write_report
 from overopt.evaluation.records import read_completions
 from overopt.tracking.provenance import command_line, provenance
+from overopt.tracking.runs import log_artifact
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.tracking.tables import read_points
 
@@ -44,6 +45,13 @@ def report_from_store(
     print(format_fits(fit_table(points.table)))
     print(f"report:        {paths.html}")
     return paths
+
+
+def keep_report(client: MlflowClient, run_id: str, report: ReportPaths) -> None:
+    """Log a report's files as artifacts of a run, a study's parent."""
+    folder = report.html.parent
+    for path in [*report.figures, report.points_csv, report.fits_csv, report.html]:
+        log_artifact(client, run_id, path, str(Path("report") / path.parent.relative_to(folder)))
 
 
 def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFrame:

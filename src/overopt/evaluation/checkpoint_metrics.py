@@ -69,7 +69,7 @@ class Evaluator:
         self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
         self._seed = seed
         self._sampler = sampler
-        self._reference_samples: tuple[list[Completion], dict[str, float]] | None = None
+        self._reference_samples: CheckpointEvaluation | None = None
         attach_reference_log_probs(reference, data)
 
     def evaluate(
@@ -83,21 +83,26 @@ class Evaluator:
             on_batch: told after each sampled batch how many prompts it had.
         """
         policy.eval()
-        if policy is not self.reference:
-            completions, metrics = self._sample_metrics(policy, on_batch)
+        if policy is self.reference:
+            metrics, completions = self.sample_reference(on_batch)
         else:
-            # Every run has the reference as its first row; its samples do not depend on the run.
-            if self._reference_samples is None:
-                self._reference_samples = self._sample_metrics(policy, on_batch)
-            elif on_batch is not None:
-                on_batch(len(self.prompts))
-            completions, metrics = self._reference_samples
+            metrics, completions = self._sample_metrics(policy, on_batch)
         metrics = {**metrics, **self._pair_metrics(policy, alignment)}
         return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
 
-    def _sample_metrics(
-        self, policy: Policy, on_batch: Callable[[int], None] | None
-    ) -> tuple[list[Completion], dict[str, float]]:
+    def sample_reference(self, on_batch: Callable[[int], None] | None = None) -> CheckpointEvaluation:
+        """The reference's own samples, judged: the first row of every run, which does not depend on the run."""
+        if self._reference_samples is None:
+            self._reference_samples = self._sample_metrics(self.reference, on_batch)
+        elif on_batch is not None:
+            on_batch(len(self.prompts))
+        return self._reference_samples
+
+    def know_reference(self, samples: CheckpointEvaluation) -> None:
+        """Take what another evaluator of the same settings got from :meth:`sample_reference`."""
+        self._reference_samples = samples
+
+    def _sample_metrics(self, policy: Policy, on_batch: Callable[[int], None] | None) -> CheckpointEvaluation:
         sampled = self._sampler(
             policy,
             self.prompts,
@@ -109,7 +114,7 @@ class Evaluator:
         if rescored.agreement is not None:
             rescored.agreement.require_same_model()
         completions, judged = self._judged(rescored.completions)
-        return completions, {
+        metrics = {
             "eval/kl_nats": float(rescored.kl.k1.mean),
             "eval/kl_se": float(rescored.kl.k1.standard_error),
             "eval/kl_k3_nats": float(rescored.kl.k3.mean),
@@ -117,6 +122,7 @@ class Evaluator:
             **judged,
             **_length_metrics(completions),
         }
+        return CheckpointEvaluation(metrics, completions)
 
     def _judged(self, completions: list[Completion]) -> tuple[list[Completion], dict[str, float]]:
         if self.judge is None:

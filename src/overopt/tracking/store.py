@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -24,6 +25,15 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     """
     prefix = "sqlite:///"
     return Path(tracking_uri.removeprefix(prefix)) if tracking_uri.startswith(prefix) else None
+
+
+def shown_uri(uri: str) -> str:
+    """The URI without its password.
+
+    >>> shown_uri("postgresql://me:secret@host/mlflow")
+    'postgresql://me:***@host/mlflow'
+    """
+    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def open_store(tracking_uri: str | None = None, *, create: bool) -> MlflowClient:

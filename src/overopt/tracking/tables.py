@@ -12,7 +12,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from overopt.tracking.runs import PARENT_TAG, STAGE_TAG
-from overopt.tracking.store import open_store, sqlite_path
+from overopt.tracking.store import open_store, shown_uri, sqlite_path
 
 METRICS = (
     "kl_nats",
@@ -92,7 +92,7 @@ def read_points(
         runs, notes = _countable(runs, unfinished)
         histories, ambiguous = _histories(client, runs)
     except MlflowException as problem:
-        raise ValueError(f"cannot read {_shown(tracking_uri)}: {_first_line(problem)}") from problem
+        raise ValueError(f"cannot read {shown_uri(tracking_uri)}: {_first_line(problem)}") from problem
     notes += ambiguous
 
     rows = []
@@ -112,7 +112,7 @@ def read_points(
         ]
     if not rows:
         raise ValueError(
-            f"{_shown(tracking_uri)} has no evaluated checkpoint of a finished align run"
+            f"{shown_uri(tracking_uri)} has no evaluated checkpoint of a finished align run"
             f"{_within(experiment, parent_run_id)}; evaluate the runs first"
             + "".join(f" ({note})" for note in notes[:1])
         )
@@ -139,7 +139,7 @@ def _align_runs(client: Any, tracking_uri: str, experiment: str | None, parent_r
         names = ", ".join(sorted(found.name for found in experiments)) or "none"
         experiments = [found for found in experiments if found.name == experiment]
         if not experiments:
-            raise ValueError(f"no experiment {experiment!r} in {_shown(tracking_uri)}; it has {names}")
+            raise ValueError(f"no experiment {experiment!r} in {shown_uri(tracking_uri)}; it has {names}")
     conditions = [f"tags.`{STAGE_TAG}` = 'align'"]
     if parent_run_id is not None:
         if not re.fullmatch(r"[\w-]+", parent_run_id):
@@ -151,7 +151,7 @@ def _align_runs(client: Any, tracking_uri: str, experiment: str | None, parent_r
     )
     if not runs:
         raise ValueError(
-            f"{_shown(tracking_uri)} has no align run{_within(experiment, parent_run_id)}; "
+            f"{shown_uri(tracking_uri)} has no align run{_within(experiment, parent_run_id)}; "
             "train policies with tracking to this store first, or name another store"
         )
     return runs
@@ -302,23 +302,18 @@ def _require_current_schema(tracking_uri: str) -> None:
             )
         engine.dispose()
     except ImportError as problem:
-        raise ValueError(f"cannot open {_shown(tracking_uri)}: {problem}; install that driver") from problem
+        raise ValueError(f"cannot open {shown_uri(tracking_uri)}: {problem}; install that driver") from problem
     except sqlalchemy.exc.SQLAlchemyError as problem:
-        raise ValueError(f"cannot open {_shown(tracking_uri)}: {_first_line(problem)}") from problem
+        raise ValueError(f"cannot open {shown_uri(tracking_uri)}: {_first_line(problem)}") from problem
     if found is None:
-        raise ValueError(f"{_shown(tracking_uri)} is a database but not an MLflow store; name the store itself")
+        raise ValueError(f"{shown_uri(tracking_uri)} is a database but not an MLflow store; name the store itself")
     if found != (expected := _get_latest_schema_revision()):
         import mlflow
 
         raise ValueError(
-            f"{_shown(tracking_uri)} has schema {found}, MLflow {mlflow.__version__} reads {expected}: back it up and "
-            f"run 'mlflow db upgrade {_shown(tracking_uri)}', or install the MLflow that wrote it"
+            f"{shown_uri(tracking_uri)} has schema {found}, MLflow {mlflow.__version__} reads {expected}: back it up "
+            f"and run 'mlflow db upgrade {shown_uri(tracking_uri)}', or install the MLflow that wrote it"
         )
-
-
-def _shown(uri: str) -> str:
-    """The URI without its password."""
-    return re.sub(r"(//[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def _first_line(problem: Exception) -> str:

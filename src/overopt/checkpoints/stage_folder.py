@@ -1,0 +1,85 @@
+"""Folders of stages: done once with given settings, by one process at a time, whoever dies on the way."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from overopt.checkpoints.whole_file import whole_file
+
+RECORD = "stage.json"
+
+
+class StageFolder:
+    """A folder that knows whether its stage is done with the settings at hand.
+
+    While it is entered no other process enters it: the lock is on the folder itself and goes with its owner, so that
+    nothing is left of it, not even by a kill. ``stage.json`` is written when the stage is done.
+
+    Args:
+        folder: of the stage; made when missing, emptied where it was made with other settings.
+        settings: that what the stage makes depends on.
+        root: written as ``OUT`` in the settings, which are then the same wherever the study's folder lies.
+
+    Attributes:
+        key: hash of the settings.
+        done: whether the stage was done with them; known once entered.
+        result: what it gave, where it is done.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], root: Path) -> None:
+        text = json.dumps(settings, sort_keys=True, default=str).replace(str(root), "OUT")
+        self.folder = folder
+        self.key = hashlib.sha256(text.encode()).hexdigest()[:32]
+        self.done = False
+        self.result: dict[str, float] = {}
+
+    def __enter__(self) -> "StageFolder":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        record = read_record(self.folder)
+        if record.get("key") != self.key:
+            # Another recipe's files would be resumed from.
+            for stale in self.folder.iterdir():
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            record = {"key": self.key, "status": "begun"}
+            self._write(record)
+        remove_unfinished(self.folder)
+        self.done = record["status"] == "done"
+        self.result = record.get("result", {})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._lock)  # and with it the lock; an unfinished stage stays begun
+
+    def finish(self, result: Mapping[str, float] | None = None) -> None:
+        """Mark as done."""
+        self.result = dict(result or {})
+        self._write({"key": self.key, "status": "done", "result": self.result})
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        with whole_file(self.folder / RECORD) as file:
+            file.write(json.dumps(record).encode())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a stage's folder says of itself: key, status, result; empty where there is no stage."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text())
+    except FileNotFoundError:
+        return {}
+    return record
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers have left; nobody may be writing there."""
+    for path in folder.rglob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -1,0 +1,420 @@
+"""The whole experiment on small models from scratch: what is trained, from what, and where it is kept.
+
+Texts (docstrings by default), an SFT policy of each size and seed, one gold reward model, pairs that it labels, and any
+number of aligned policies (cells). Each is a task with a folder of its own, done once; the quickstart does them in
+order, a sweep hands them to workers.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning import seed_everything
+from mlflow import MlflowClient
+
+from overopt.checkpoints.stage_folder import StageFolder, read_record
+from overopt.checkpoints.whole_file import whole_file
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.splits import Part
+from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
+from overopt.evaluation.judges.gold_reward import gold_reward_judge
+from overopt.evaluation.records import read_completions, write_completions
+from overopt.experiment import (
+    completions_path,
+    evaluate_paths,
+    label_pairs_to_folder,
+    open_policy,
+    record_evaluations,
+    sample_pairs_to_file,
+)
+from overopt.models.policy import EMBEDDED_SIZES
+from overopt.modules.checkpoint_schedule import checkpoint_paths
+from overopt.modules.direct_alignment import AlignmentObjective, DirectAlignmentModule
+from overopt.modules.optimizers import OptimizerSettings
+from overopt.modules.reward_modeling import RewardModule
+from overopt.modules.sft import SFTModule
+from overopt.modules.step import StepModule
+from overopt.progress import progress_bar
+from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, log_params, start_run
+from overopt.tracking.store import open_store
+from overopt.trainers import fit
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The embedded default's settings, found by the experiments that ``studies/README.md`` tells of.
+
+    Attributes:
+        source: of the texts; any that holds demonstrations, see ``overopt data-report``.
+        path: file or folder of the source.
+        gold_fraction: share of posts kept for the gold model; the source's own by default.
+        betas: prices of divergence [reward / nat].
+        gold_size: of the gold reward model's backbone.
+        vocab_size: of the byte-level BPE that all models share.
+        max_prompt_tokens: of all stages.
+        max_response_tokens: of all stages, the end of text included.
+        batch_size: examples per optimiser step of SFT and reward modelling.
+        sft_steps: optimiser steps of the SFT policy.
+        gold_steps: optimiser steps of the gold reward model.
+        gold_pairs: posts of the gold part whose human summaries it learns to prefer.
+        gold_temperature: divides the gold model's rewards, in labels and verdicts alike.
+        pairs: sampled pairs that policies are aligned to.
+        align_batch_size: pairs per optimiser step of alignment.
+        align_steps: optimiser steps of an alignment run.
+        evaluation_prompts: held-out prompts.
+        sft_optimizer: of the SFT policy.
+        gold_optimizer: of the gold reward model.
+        align_optimizer: of alignment.
+    """
+
+    source: str = "docstrings"
+    path: str | None = None
+    gold_fraction: float | None = None
+    gold_size: str = "0.7M"
+    betas: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+    vocab_size: int = 2048
+    max_prompt_tokens: int = 48
+    max_response_tokens: int = 24
+    batch_size: int = 64
+    sft_steps: int = 1000
+    gold_steps: int = 400
+    gold_pairs: int = 6400
+    gold_temperature: float = 0.5
+    pairs: int = 2048
+    align_batch_size: int = 32
+    align_steps: int = 256
+    evaluation_prompts: int = 512
+    sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
+    gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
+    align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 4e-4, 0.2)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One aligned policy: what a study varies.
+
+    Attributes:
+        objective: direct alignment objective.
+        beta: price of divergence [reward / nat].
+        size: of the policy, a name in ``EMBEDDED_SIZES``.
+        seed: of SFT policy, pairs, labels and training order.
+        length_penalty: price of length [reward / token].
+        learning_rate: of the alignment; the recipe's by default.
+
+    Raises:
+        ValueError: an unknown objective or size, or a bad beta or penalty.
+    """
+
+    objective: str = "dpo"
+    beta: float = 0.1
+    size: str = "0.7M"
+    seed: int = 0
+    length_penalty: float = 0.0
+    learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        AlignmentObjective(self.objective, self.beta, self.length_penalty)
+        if self.size not in EMBEDDED_SIZES:
+            raise ValueError(f"no size {self.size!r}; the embedded default has {', '.join(EMBEDDED_SIZES)}")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"a learning rate is positive, got {self.learning_rate}")
+
+    @property
+    def name(self) -> str:
+        """Of folder and run.
+
+        >>> Cell("ipo", 0.05, length_penalty=0.01).name
+        'ipo-beta0.05-length0.01-0.7M-seed0'
+        """
+        length = f"-length{self.length_penalty:g}" if self.length_penalty else ""
+        rate = f"-lr{self.learning_rate:g}" if self.learning_rate is not None else ""
+        return f"{self.objective}-beta{self.beta:g}{length}{rate}-{self.size}-seed{self.seed}"
+
+
+class Task(NamedTuple):
+    """Something to be done once.
+
+    Attributes:
+        needs: names of the tasks whose folders it reads, earliest first.
+        run: does it, or finds it done; gives what is worth telling of it.
+    """
+
+    needs: tuple[str, ...]
+    run: Callable[[], Mapping[str, float]]
+
+
+@dataclass
+class EmbeddedExperiment:
+    """One experiment: its folder, its tracking, its recipe.
+
+    Attributes:
+        out: folder of everything but the tracking store; each task has a folder in it.
+        tracking_uri: MLflow store.
+        study: id of the parent run.
+        recipe: the settings.
+    """
+
+    out: Path
+    tracking_uri: str
+    study: str
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def tasks(self, cells: Iterable[Cell]) -> dict[str, Task]:
+        """All that these cells take, by name: each after what it needs."""
+        gold_policy = _sft_name(self.recipe.gold_size, 0)
+        tasks = {
+            gold_policy: Task((), partial(self._sft, self.recipe.gold_size, 0)),
+            "gold-pairs": Task((gold_policy,), self._gold_pairs),
+            "gold": Task((gold_policy, "gold-pairs"), self._gold),
+        }
+        for cell in cells:
+            size, seed = cell.size, cell.seed
+            policy, pairs, reference = _sft_name(size, seed), f"pairs-{size}-seed{seed}", f"reference-{size}-seed{seed}"
+            tasks.setdefault(policy, Task((), partial(self._sft, size, seed)))
+            tasks.setdefault(pairs, Task((policy, "gold"), partial(self._pairs, size, seed)))
+            tasks.setdefault(reference, Task((policy, "gold", pairs), partial(self._reference, size, seed)))
+            tasks[cell.name] = Task((policy, "gold", pairs, reference), partial(self._align, cell))
+        return tasks
+
+    def fingerprint(self) -> str:
+        """Of the texts that everything begins with; reads them, and keeps what it has read."""
+        return self._texts().fingerprint
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        return open_store(self.tracking_uri, create=True)
+
+    @cached_property
+    def _evaluators(self) -> dict[tuple[str, int], Evaluator]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: neither clients nor models."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def _data(self, **changes: Any) -> PreferenceDataModule:
+        """A DataModule under the recipe's limits."""
+        recipe = self.recipe
+        data = PreferenceDataModule(
+            **{
+                "vocab_size": recipe.vocab_size,
+                "max_prompt_tokens": recipe.max_prompt_tokens,
+                "max_response_tokens": recipe.max_response_tokens,
+                "batch_size": recipe.batch_size,
+                "cache_dir": str(self.out / "cache"),
+                **changes,
+            }
+        )
+        data.setup("predict")
+        return data
+
+    def _texts(self, **changes: Any) -> PreferenceDataModule:
+        """The texts that everything begins with."""
+        recipe = self.recipe
+        return self._data(source=recipe.source, path=recipe.path, gold_fraction=recipe.gold_fraction, **changes)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.out / name / "checkpoints" / "last.ckpt"
+
+    def _key(self, name: str) -> str:
+        return str(read_record(self.out / name)["key"])
+
+    def _train(
+        self,
+        name: str,
+        module: StepModule,
+        data: PreferenceDataModule,
+        max_steps: int,
+        seed: int,
+        then: Callable[[Path, str], Mapping[str, float]] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Mapping[str, float]:
+        """Train a module in a run of its own, or find it trained.
+
+        Args:
+            name: of folder and run.
+            module: what to train.
+            data: what on.
+            max_steps: optimiser steps.
+            seed: of weights and data order.
+            then: what to do with the checkpoint's folder and the run while it is open.
+            tags: of the run.
+        """
+        settings = {
+            "name": name,
+            **module.parameters_to_log(),
+            "optimizer": asdict(module.optimizer_settings),
+            "data": {k: v for k, v in data.hparams.items() if k != "cache_dir"},
+            "fingerprint": data.fingerprint,
+            "max_steps": max_steps,
+            "seed": seed,
+        }
+        with StageFolder(self.out / name, settings, self.out) as stage:
+            # Of this study: another one in the same store may have a run with equal settings.
+            own = {"overopt.stage_key": stage.key, PARENT_TAG: self.study}
+            run_id = find_run(self._client, own)
+            if stage.done and run_id is not None:
+                return stage.result
+            run_id = run_id or start_run(self._client, name, module.stage_name, tags={**(tags or {}), **own})
+            print(f"\n{name}")
+            seed_everything(seed, verbose=False)
+            with finishing(self._client, run_id):
+                log_params(self._client, run_id, {"seed": seed, "max_steps": max_steps})
+                fit(
+                    module,
+                    data,
+                    stage.folder / "checkpoints",
+                    tracking_uri=self.tracking_uri,
+                    run_id=run_id,
+                    max_steps=max_steps,
+                )
+                self._client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
+                result = {} if then is None else then(stage.folder, run_id)
+            stage.finish(result)
+            return stage.result
+
+    def _make(self, name: str, settings: dict[str, Any], work: Callable[[Path], object]) -> Mapping[str, float]:
+        """A stage without training: files in a folder, made once."""
+        with StageFolder(self.out / name, settings, self.out) as stage:
+            if not stage.done:
+                print(f"\n{name}")
+                work(stage.folder)
+                stage.finish()
+        return {}
+
+    def _sft(self, size: str, seed: int) -> Mapping[str, float]:
+        module = SFTModule(architecture=EMBEDDED_SIZES[size], optimizer=self.recipe.sft_optimizer)
+        return self._train(_sft_name(size, seed), module, self._texts(seed=seed), self.recipe.sft_steps, seed)
+
+    def _gold_pairs(self) -> Mapping[str, float]:
+        """What the gold model learns from: people's summaries against samples, on posts kept from every policy."""
+        recipe, name = self.recipe, _sft_name(self.recipe.gold_size, 0)
+        policy = self._checkpoint(name)
+
+        def work(folder: Path) -> None:
+            file = folder / "sampled.jsonl"
+            parts: list[Part] = ["gold", "evaluation"]
+            sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
+            label_pairs_to_folder(file, folder / "labelled", None, 0)
+
+        settings = {"policy": self._key(name), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
+        return self._make("gold-pairs", settings, work)
+
+    def _gold(self) -> Mapping[str, float]:
+        """The gold reward model: the SFT policy's backbone, trained by Eq. 2."""
+        policy = str(self._checkpoint(_sft_name(self.recipe.gold_size, 0)))
+        data = self._data(
+            source="jsonl", path=str(self.out / "gold-pairs/labelled"), examples="preferences", tokenizer=policy
+        )
+        return self._train("gold", RewardModule(policy, self.recipe.gold_optimizer), data, self.recipe.gold_steps, 0)
+
+    def _pairs(self, size: str, seed: int) -> Mapping[str, float]:
+        """Sampled pairs, labelled by the gold model."""
+        recipe, name, gold = self.recipe, _sft_name(size, seed), self._checkpoint("gold")
+
+        def work(folder: Path) -> None:
+            file = folder / "sampled.jsonl"
+            parts: list[Part] = ["train", "evaluation"]
+            most = recipe.pairs, recipe.evaluation_prompts
+            sample_pairs_to_file(str(self._checkpoint(name)), file, None, None, parts, *most, 1 + seed)
+            label_pairs_to_folder(file, folder / "labelled", gold_reward_judge(gold, recipe.gold_temperature), seed)
+
+        settings = {
+            "policy": self._key(name),
+            "gold": self._key("gold"),
+            "gold_temperature": recipe.gold_temperature,
+            "pairs": recipe.pairs,
+            "held out": recipe.evaluation_prompts,
+            "seed": seed,
+        }
+        return self._make(f"pairs-{size}-seed{seed}", settings, work)
+
+    def _reference(self, size: str, seed: int) -> Mapping[str, float]:
+        """The first row of every run with this reference: its samples, judged."""
+
+        def work(folder: Path) -> None:
+            evaluator = self._open_evaluator(size, seed)
+            with progress_bar() as progress:
+                task = progress.add_task("evaluating the reference", total=self.recipe.evaluation_prompts)
+                samples = evaluator.sample_reference(lambda n: progress.advance(task, n))
+            write_completions(completions_path(folder, 0), samples.completions)
+            with whole_file(folder / "metrics.json") as file:
+                file.write(json.dumps(samples.metrics).encode())
+
+        settings = {"pairs": self._key(f"pairs-{size}-seed{seed}"), "prompts": self.recipe.evaluation_prompts}
+        return self._make(f"reference-{size}-seed{seed}", settings, work)
+
+    def _preferences(self, size: str, seed: int) -> PreferenceDataModule:
+        return self._data(
+            source="jsonl",
+            path=str(self.out / f"pairs-{size}-seed{seed}" / "labelled"),
+            examples="preferences",
+            tokenizer=str(self._checkpoint(_sft_name(size, seed))),
+            batch_size=self.recipe.align_batch_size,
+            seed=seed,
+        )
+
+    def _open_evaluator(self, size: str, seed: int) -> Evaluator:
+        return Evaluator(
+            self._preferences(size, seed),
+            open_policy(self._checkpoint(_sft_name(size, seed))),
+            gold_reward_judge(self._checkpoint("gold"), self.recipe.gold_temperature),
+            num_prompts=self.recipe.evaluation_prompts,
+            seed=seed,
+        )
+
+    def _evaluator(self, size: str, seed: int) -> Evaluator:
+        """One a reference: all its cells are evaluated by it."""
+        if (size, seed) not in self._evaluators:
+            evaluator = self._open_evaluator(size, seed)
+            folder = self.out / f"reference-{size}-seed{seed}"
+            metrics = json.loads((folder / "metrics.json").read_text())
+            evaluator.know_reference(CheckpointEvaluation(metrics, read_completions(completions_path(folder, 0))))
+            self._evaluators[size, seed] = evaluator
+        return self._evaluators[size, seed]
+
+    def _align(self, cell: Cell) -> Mapping[str, float]:
+        evaluator = self._evaluator(cell.size, cell.seed)
+
+        def evaluate(folder: Path, run_id: str) -> Mapping[str, float]:
+            paths = checkpoint_paths(folder / "checkpoints")
+            with progress_bar() as progress:
+                task = progress.add_task("evaluating", total=(len(paths) + 1) * self.recipe.evaluation_prompts)
+                evaluations = evaluate_paths(
+                    evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n)
+                )
+            record_evaluations(self._client, run_id, evaluations, folder / "evaluation", evaluator)
+            best = best_checkpoint(evaluations)
+            log_metrics(self._client, run_id, best, step=max(evaluations))
+            return best
+
+        optimizer = self.recipe.align_optimizer
+        if cell.learning_rate is not None:
+            optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        module = DirectAlignmentModule(
+            str(self._checkpoint(_sft_name(cell.size, cell.seed))),
+            cell.objective,
+            cell.beta,
+            cell.length_penalty,
+            optimizer=optimizer,
+        )
+        tags = {f"overopt.{name}": str(value) for name, value in asdict(cell).items() if value is not None}
+        return self._train(cell.name, module, evaluator.data, self.recipe.align_steps, cell.seed, evaluate, tags)
+
+
+def best_checkpoint(evaluations: Mapping[int, CheckpointEvaluation]) -> dict[str, float]:
+    """Win rate, KL and place of the trained checkpoint that wins most, under names that a table of runs can show."""
+    trained = {seen: evaluation.metrics for seen, evaluation in evaluations.items() if seen > 0}
+    seen = max(trained, key=lambda seen: trained[seen]["eval/win_rate"])
+    return {
+        "best/win_rate": trained[seen]["eval/win_rate"],
+        "best/kl_nats": trained[seen]["eval/kl_nats"],
+        "best/examples_seen": float(seen),
+    }
+
+
+def _sft_name(size: str, seed: int) -> str:
+    return f"sft-{size}-seed{seed}"
