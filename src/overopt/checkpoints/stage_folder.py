@@ -5,9 +5,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from overopt.checkpoints.whole_file import whole_file
@@ -40,9 +40,8 @@ class StageFolder:
         self.result: dict[str, float] = {}
 
     def __enter__(self) -> "StageFolder":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.folder, os.O_RDONLY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = locked_folder(self.folder)
+        self._lock.__enter__()
         record = read_record(self.folder)
         if record.get("key") != self.key:
             # Another recipe's files would be resumed from.
@@ -55,10 +54,9 @@ class StageFolder:
         self.result = record.get("result", {})
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._lock)  # and with it the lock; an unfinished stage stays begun
+    def __exit__(self, *error: object) -> None:
+        """Unlock; an unfinished stage stays begun."""
+        self._lock.__exit__(None, None, None)
 
     def finish(self, result: Mapping[str, float] | None = None) -> None:
         """Mark as done."""
@@ -68,6 +66,18 @@ class StageFolder:
     def _write(self, record: Mapping[str, Any]) -> None:
         with whole_file(self.folder / RECORD) as file:
             file.write(json.dumps(record).encode())
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if missing, against other processes of this machine; waits for the one that holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)  # and with it the lock
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from optuna.storages import fail_stale_trials as fail_stale
 from optuna.trial import FrozenTrial, TrialState
 
 from overopt.sweep.storage import AWAY, patiently
+from overopt.tracking.store import one_at_a_time
 
 State = Literal["waiting", "running", "done", "failed"]
 Failure = Literal["error", "died", "stopped", "duplicate"]
@@ -98,6 +99,10 @@ class TaskQueue:
 
         states = patiently(give_up_and_look)
         for name, task in states.items():
+            if task.finished is not None:
+                for trial in task.trials:
+                    if trial.state == TrialState.WAITING:
+                        self.fail(trial, "duplicate", f"trial {task.finished.number} has done this task")
             if task.state == "waiting" and not any(trial.state == TrialState.WAITING for trial in task.trials):
                 parameters = self.tasks[name]
                 trial = optuna.create_trial(
@@ -135,8 +140,10 @@ class TaskQueue:
         # Before it runs: a RUNNING trial that never showed life would never be given up.
         patiently(lambda: self.storage.record_heartbeat(waiting._trial_id))
         try:
-            if not patiently(lambda: self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)):
-                return None
+            # SQLite locks no rows: there, two who look at one time would both find it waiting.
+            with one_at_a_time(self.storage.url) if "sqlite" in self.storage.url else nullcontext():
+                if not patiently(lambda: self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)):
+                    return None
         except UpdateFinishedTrialError:
             return None
         patiently(lambda: self.storage.set_trial_user_attr(waiting._trial_id, _WORKER, worker))

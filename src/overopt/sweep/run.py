@@ -26,11 +26,10 @@ from overopt.sweep.queue import Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, start_server
 from overopt.sweep.worker import Board, Worker
-from overopt.tracking.runs import PARENT_TAG, find_run, set_tags, start_run
+from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, find_run, set_tags, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri, shown_uri
 
 SWEEP_TAG = "overopt.sweep"
-FAILURE_TAG = "overopt.failure"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from overopt.tracking.store import shown_uri
+from overopt.tracking.store import driver_url, one_at_a_time, shown_uri
 
 AWAY = (StorageInternalError, SQLAlchemyError)
 """What a storage raises that can't be reached."""
@@ -32,14 +32,15 @@ def open_storage(url: str, heartbeat: int = 10, grace: int = 60) -> RDBStorage:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    url = driver_url(url)
     try:
         if url.startswith("sqlite:///"):
             Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_at_a_time(url):
             warnings.simplefilter("ignore", ExperimentalWarning)
             return RDBStorage(
-                driver_url(url),
-                engine_kwargs={"pool_pre_ping": True, "connect_args": {} if "sqlite" not in url else {"timeout": 60}},
+                url,
+                engine_kwargs={"pool_pre_ping": True, "connect_args": {"timeout": 60} if "sqlite" in url else {}},
                 heartbeat_interval=heartbeat,
                 grace_period=grace,
             )
@@ -49,18 +50,6 @@ def open_storage(url: str, heartbeat: int = 10, grace: int = 60) -> RDBStorage:
             f"storage {shown_uri(url)} can't be reached ({reason}): check --storage, such as sqlite:///FILE or "
             "postgresql://USER:PASSWORD@HOST/DATABASE"
         ) from error
-
-
-def driver_url(url: str) -> str:
-    """The URL with the PostgreSQL driver that this project installs, where it names none.
-
-    >>> driver_url("postgresql://me@host/optuna")
-    'postgresql+psycopg://me@host/optuna'
-    """
-    for plain in ("postgresql://", "postgres://"):
-        if url.startswith(plain):
-            return "postgresql+psycopg://" + url.removeprefix(plain)
-    return url
 
 
 def patiently(work: Callable[[], ValueT], minutes: float = 10.0) -> ValueT:

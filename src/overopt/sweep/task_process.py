@@ -18,6 +18,8 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
 from overopt.embedded import Cell, EmbeddedExperiment
+from overopt.sweep.shared_files import fetch, publish
+from overopt.tracking.store import open_store
 
 _PATIENCE = 20.0  # of a task that was told to stop [s]
 
@@ -133,7 +135,13 @@ def run_task(
         os.dup2(file.fileno(), sys.stdout.fileno() if _has_file(sys.stdout) else 1)
         os.dup2(file.fileno(), sys.stderr.fileno() if _has_file(sys.stderr) else 2)
         try:
-            result = experiment.tasks(cells)[name].run()
+            task = experiment.tasks(cells)[name]
+            client = open_store(experiment.tracking_uri, create=False)
+            for need in task.needs:
+                fetch(client, experiment.study, experiment.out / need)
+            result = task.run()
+            if name not in {cell.name for cell in cells}:
+                publish(client, experiment.study, experiment.out / name)
             outcome = Outcome(result=dict(result), seconds=time.perf_counter() - begin)
         except BaseException as error:
             traceback.print_exc()

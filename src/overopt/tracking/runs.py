@@ -15,6 +15,8 @@ from overopt.tracking.store import EXPERIMENT, experiment_id
 
 STAGE_TAG = "overopt.stage"
 PARENT_TAG = "mlflow.parentRunId"
+FAILURE_TAG = "overopt.failure"
+"""Why a run has failed for good."""
 _NAME_TAG = "mlflow.runName"
 
 

@@ -3,18 +3,27 @@
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from overopt.checkpoints.stage_folder import locked_folder
+
 DEFAULT_FOLDER = Path("mlruns")
 EXPERIMENT = "overopt"
+# Any number, the same everywhere.
+_LOCK = 240602900
 
 
 def resolve_tracking_uri(tracking_uri: str | None = None) -> str:
     """The store to use: the one given, or ``MLFLOW_TRACKING_URI``, or SQLite in ``mlruns/``."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_FOLDER / 'mlflow.db'}"
+    return driver_url(
+        tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{DEFAULT_FOLDER / 'mlflow.db'}"
+    )
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:
@@ -65,8 +74,7 @@ def open_store(tracking_uri: str | None = None, *, create: bool) -> MlflowClient
     retries = os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     timeout = os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
+        client = _answering(uri)
     except Exception as error:  # MLflow passes on whatever its backend throws.
         reason = str(error).splitlines()[0][:200]
         raise ValueError(
@@ -74,6 +82,48 @@ def open_store(tracking_uri: str | None = None, *, create: bool) -> MlflowClient
             "--tracking-uri or MLFLOW_TRACKING_URI"
         ) from error
     return client
+
+
+def _answering(uri: str) -> MlflowClient:
+    with one_at_a_time(uri):
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Hold a database while its tables may be made: MLflow and Optuna spoil them where two processes do it at once.
+
+    Args:
+        uri: of SQLite, whose folder is locked, or of PostgreSQL, which has locks of its own; others are not held.
+    """
+    path = sqlite_path(uri)
+    if path is not None:
+        with locked_folder(path.parent):
+            yield
+    elif uri.startswith("postgresql"):
+        engine = sqlalchemy.create_engine(uri)
+        try:
+            with engine.connect() as connection:
+                connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({_LOCK})"))
+                yield  # closing the connection, or dying, unlocks
+        finally:
+            engine.dispose()
+    else:
+        yield
+
+
+def driver_url(url: str) -> str:
+    """The URL with the PostgreSQL driver that this project installs, where it names none.
+
+    >>> driver_url("postgresql://me@host/optuna")
+    'postgresql+psycopg://me@host/optuna'
+    """
+    for plain in ("postgresql://", "postgres://"):
+        if url.startswith(plain):
+            return "postgresql+psycopg://" + url.removeprefix(plain)
+    return url
 
 
 def experiment_id(client: MlflowClient, name: str = EXPERIMENT) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from overopt.tracking.runs import PARENT_TAG, STAGE_TAG
+from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, STAGE_TAG
 from overopt.tracking.store import open_store, shown_uri, sqlite_path
 
 METRICS = (
@@ -173,10 +173,16 @@ def _countable(runs: list[Any], unfinished: bool) -> tuple[list[Any], list[str]]
     notes = []
     if not unfinished:
         others = [run.info.status for run in runs if run.info.status != "FINISHED"]
+        reasons = [
+            f"{run.info.run_name} failed for good: {run.data.tags[FAILURE_TAG]}"
+            for run in runs
+            if run.info.status == "FAILED" and FAILURE_TAG in run.data.tags
+        ]
         runs = [run for run in runs if run.info.status == "FINISHED"]
         counts = ", ".join(f"{others.count(status)} {status.lower()}" for status in sorted(set(others)))
         if others:
             notes.append(f"{len(others)} align run(s) left out because they did not finish: {counts}")
+        notes += reasons
     kept: dict[tuple[object, ...], Any] = {}
     data_of: dict[tuple[str, str], set[str]] = {}
     for run in sorted(runs, key=lambda run: (-run.info.start_time, run.info.run_id)):

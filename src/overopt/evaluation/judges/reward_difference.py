@@ -42,12 +42,13 @@ class RewardDifference:
         for start in range(0, len(comparisons), _AT_A_TIME):
             some = comparisons[start : start + _AT_A_TIME]
             unknown = sorted({(c.prompt, c.opponent) for c in some} - self._opponent_rewards.keys())
-            # In one call: a prompt goes through the model once, with both responses.
-            asked = [*unknown, *((c.prompt, c.sample) for c in some)]
-            of_asked = rewards([prompt for prompt, _ in asked], [response for _, response in asked])
-            self._opponent_rewards.update(zip(unknown, of_asked.tolist(), strict=False))
+            # In a call of their own: what shares a forward pass moves the last digits of a reward, and a sample's must
+            # not depend on what this judge has seen before, as after an interruption.
+            if unknown:
+                of_unknown = rewards([prompt for prompt, _ in unknown], [response for _, response in unknown])
+                self._opponent_rewards.update(zip(unknown, of_unknown.tolist(), strict=True))
             opponents = np.array([self._opponent_rewards[c.prompt, c.opponent] for c in some])
-            samples = of_asked[len(unknown) :]
+            samples = rewards([c.prompt for c in some], [c.sample for c in some])
             if not np.isfinite([samples, opponents]).all():
                 place = int(np.flatnonzero(~np.isfinite(samples - opponents))[0])
                 raise ValueError(
