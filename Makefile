@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -35,6 +35,14 @@ judge-statistics: .venv/ready
 # The same seed gives the same points.csv, another seed other numbers; interrupted runs included.
 reproducible: .venv/ready
 	$(BIN)/python -m pytest tests/test_quickstart.py -v -k 'same_seed or interrupted or started_again'
+
+# The paper's grid, 63 cells, on the embedded default: a few hours on two cores, in as many sittings as it takes.
+beta-grid: .venv/ready
+	$(BIN)/python sweeps/beta_grid.py $(ARGS)
+
+# Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
+sweep-chaos: .venv/ready
+	$(BIN)/python studies/sweep_chaos.py $(ARGS)
 
 # SFT and DPO on the sample of real human comparisons beside the checkout, by --data options alone.
 real-comparisons: .venv/ready

@@ -248,6 +248,9 @@ def _identity(run: Any) -> dict[str, object]:
         objective += f", length penalty {price:g}"
     if share := _number(run, "label_smoothing"):
         objective += f", {params.get('smoothing', '')} label smoothing {share:g}".replace("  ", " ")
+    # A tag of those runs alone whose learning rate is what a study varies.
+    if rate := run.data.tags.get("overopt.learning_rate"):
+        objective += f", learning rate {float(rate):g}"
     integers = {
         name: None if (value := _number(run, name)) is None else int(value) for name in ("num_parameters", "seed")
     }
