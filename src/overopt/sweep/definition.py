@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +19,6 @@ _WORDS = {
     "code": "other code",
     "data": "other data",
 }
-# What a study's creator may take from making it to saying what it is.
-_PATIENCE = 30.0
 
 
 def code_fingerprint() -> str:
@@ -36,7 +33,7 @@ def code_fingerprint() -> str:
 
 
 def require_same(study: optuna.Study, definition: Mapping[str, Any]) -> None:
-    """Write the definition of a new study, or hold the one at hand against a known one.
+    """Write the definition of a new study, or hold the one at hand against a known one; for one process at a time.
 
     Args:
         study: to be joined.
@@ -46,28 +43,16 @@ def require_same(study: optuna.Study, definition: Mapping[str, Any]) -> None:
         ValueError: they differ.
     """
     mine: dict[str, Any] = json.loads(json.dumps(definition, default=str))
-    known = _known(study)
-    # A study with trials, or that somebody else has just made, has a definition or is about to.
-    waited = 0.0
-    while known is None and waited < _PATIENCE and study.get_trials(deepcopy=False):
-        time.sleep(0.5)
-        waited += 0.5
-        known = _known(study)
+    known: dict[str, Any] | None = patiently(lambda: study.user_attrs).get(_DEFINITION)
     if known is None:
         patiently(lambda: study.set_user_attr(_DEFINITION, mine))
-        known = _known(study)  # two at once: the later one's stands, and the other finds out here
-        assert known is not None
+        return
     for name, words in _WORDS.items():
         if known.get(name) != mine.get(name):
             raise ValueError(
                 f"study {study.study_name!r} was made with {words} ({_difference(known.get(name), mine.get(name))}): "
                 "give the options and code that it was made with, or another --name for a new study"
             )
-
-
-def _known(study: optuna.Study) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = patiently(lambda: study.user_attrs).get(_DEFINITION)
-    return found
 
 
 def _difference(known: Any, mine: Any) -> str:

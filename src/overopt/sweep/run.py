@@ -26,10 +26,10 @@ from overopt.sweep.queue import Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, start_server
 from overopt.sweep.worker import Board, Worker
-from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, find_run, set_tags, start_run
-from overopt.tracking.store import open_store, resolve_tracking_uri, shown_uri
+from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
+from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
 
-SWEEP_TAG = "overopt.sweep"
+_PARENT = "parent_run"
 
 
 @dataclass(frozen=True)
@@ -150,17 +150,16 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
     client = open_store(uri, create=True)
     storage = open_storage(options.storage_url, options.heartbeat, options.grace)
     experiment = EmbeddedExperiment(options.folder, uri, "", recipe)
-    study = open_study(storage, options.name)
-    require_same(
-        study,
-        {
-            "cells": sorted(cell.name for cell in cells),
-            "recipe": asdict(recipe),
-            "code": code_fingerprint(),
-            "data": experiment.fingerprint(),
-        },
-    )
-    experiment.study = parent = parent_run(client, options.name, study)
+    definition = {
+        "cells": sorted(cell.name for cell in cells),
+        "recipe": asdict(recipe),
+        "code": code_fingerprint(),
+        "data": experiment.fingerprint(),
+    }
+    with one_at_a_time(driver_url(options.storage_url)):  # who else may be starting
+        study = open_study(storage, options.name)
+        require_same(study, definition)
+        experiment.study = parent = parent_run(client, options.name, study)
     client.update_run(parent, status="RUNNING")
     plan = experiment.tasks(cells)
     by_name = {cell.name: cell for cell in cells}
@@ -210,12 +209,12 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
 
 
 def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
-    """The study's run, made by whoever comes first; of two made at one time the first in the study counts."""
-    identity = f"{name} {study.user_attrs['definition']['code']} {study._study_id}"
-    known = study.user_attrs.get("parent_run") or find_run(client, {SWEEP_TAG: identity})
+    """The study's run in the tracking store, made by whoever comes first."""
+    known = study.user_attrs.get(_PARENT)
     if known is None:
-        known = start_run(client, name, "study", tags={SWEEP_TAG: identity})
-    study.set_user_attr("parent_run", known)
+        known = start_run(client, name, "study")
+        study.set_user_attr(_PARENT, known)
+    require_run(client, known)
     return str(known)
 
 
@@ -248,6 +247,8 @@ def _work(
                 interrupted = True
                 stopping.set()
         live.update(view(board, workers, began), refresh=True)
+    if not console.is_terminal:
+        console.print()  # which ends the last picture's line
     for worker in workers:
         if worker.failure is not None:
             raise worker.failure

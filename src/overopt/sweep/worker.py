@@ -102,12 +102,11 @@ class Worker:
         """Work until everything is done, has failed, or somebody says stop."""
         try:
             while not self.stopping.is_set():
-                states = self.board.refresh()
+                self.board.refresh()
                 if self.board.over:
                     return
                 if not any(self._take(task) for task in self.board.ready()):
                     self.stopping.wait(_POLL)
-                del states
         except BaseException as error:
             self.failure = error
             self.stopping.set()
