@@ -24,7 +24,7 @@ from overopt.sweep.definition import code_fingerprint, require_same
 from overopt.sweep.live_view import best_cell, failed_tasks, view
 from overopt.sweep.queue import Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
-from overopt.sweep.task_process import Place, start_server
+from overopt.sweep.task_process import Place, remove_left_folders, start_server
 from overopt.sweep.worker import Board, Worker
 from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
 from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
@@ -190,6 +190,7 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
         console.print("stopped; the same command goes on from here")
         return None
     remove_unfinished(options.folder)
+    remove_left_folders()
     client.set_terminated(parent, "FAILED" if failed_tasks(board) else "FINISHED")
     done = sum(board.states[name].state == "done" for name in by_name)
     report = None

@@ -4,10 +4,13 @@ A server process imports everything once and computes nothing; each task's proce
 worker died ends itself.
 """
 
+import atexit
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -15,12 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from overopt.embedded import Cell, EmbeddedExperiment
 from overopt.sweep.shared_files import fetch, publish
 from overopt.tracking.store import open_store
 
+_SOCKETS = "overopt-sweep-"
 _PATIENCE = 20.0  # of a task that was told to stop [s]
 
 
@@ -56,12 +63,30 @@ class Outcome:
 
 def start_server() -> ForkServerContext:
     """The server that tasks are forked from; it imports while the caller goes on."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     from multiprocessing import forkserver
 
+    remove_left_folders()
+    process = psutil.Process()
+    folder = Path(tempfile.mkdtemp(prefix=f"{_SOCKETS}{process.pid}-{process.create_time():.0f}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Where the server's socket is. A killed process leaves multiprocessing's own, whose name says nothing of its owner.
+    multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     forkserver.ensure_running()
     return context
+
+
+def remove_left_folders() -> None:
+    """Remove the folders of sockets that killed workers of this machine have left."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SOCKETS}*"):
+        pid, created = folder.name.removeprefix(_SOCKETS).split("-")[:2]
+        try:
+            alive = f"{psutil.Process(int(pid)).create_time():.0f}" == created
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class TaskProcess:
