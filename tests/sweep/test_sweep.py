@@ -43,8 +43,11 @@ def unfinished(folder):
 
 @pytest.fixture(scope="module")
 def done(preference_folder, tmp_path_factory):
+    """A sweep that nobody disturbed, on as many threads as those that it is compared with: their number rounds."""
     folder = tmp_path_factory.mktemp("sweep")
-    run_sweep(cells(["dpo"], BETAS), small_recipe(preference_folder), options(folder))
+    worker = start(preference_folder, folder, f"sqlite:///{folder}/out/sweep.db", f"sqlite:///{folder}/mlflow.db")
+    output, _ = worker.communicate(timeout=200)
+    assert worker.returncode == 0, output
     return folder
 
 
