@@ -43,8 +43,8 @@ RECIPE = Recipe(
     gold_steps=10,
     gold_pairs=200,
     pairs=256,
-    align_steps=24,
-    evaluation_prompts=48,
+    align_steps=72,
+    evaluation_prompts=96,
 )
 NAME = "chaos"
 RESTARTS = (7, 14)  # of the kills, those that hit the database
