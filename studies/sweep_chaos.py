@@ -83,7 +83,7 @@ def torment(folder: Path, server: Any, kills: int, seed: int) -> list[str]:
     killed: list[str] = []
     deadline = time.monotonic() + 2400
     while True:
-        pause = time.monotonic() + draw.uniform(2.0, 16.0)
+        pause = time.monotonic() + draw.uniform(1.5, 8.0)
         while time.monotonic() < pause and any(process.poll() is None for process in workers):
             time.sleep(0.05)
         for i, process in enumerate(workers):
