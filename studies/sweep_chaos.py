@@ -31,9 +31,9 @@ from optuna.trial import TrialState
 
 from overopt.embedded import Cell, Recipe
 from overopt.sweep.run import add_options, options_of, run_sweep
-from overopt.sweep.script import end
 from overopt.tracking.provenance import provenance
 from overopt.tracking.store import driver_url
+from overopt.user_errors import one_line_errors
 
 CELLS = [Cell(objective, beta, "0.4M") for objective, beta in product(("dpo", "ipo", "slic"), (0.05, 0.1, 0.3, 1.0))]
 RECIPE = Recipe(
@@ -191,4 +191,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end(main)
+    with one_line_errors():
+        main()

@@ -10,7 +10,7 @@ from itertools import product
 
 from overopt.embedded import Cell, Recipe
 from overopt.sweep.run import add_options, add_recipe_options, options_of, recipe_of, run_sweep
-from overopt.sweep.script import end
+from overopt.user_errors import one_line_errors
 
 
 def main() -> None:
@@ -31,4 +31,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end(main)
+    with one_line_errors():
+        main()

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from overopt.cli import LIGHTNING_COMMANDS, is_user_error, main, normalise_options
+from overopt.cli import LIGHTNING_COMMANDS, main, normalise_options
 from overopt.stages import STAGES
+from overopt.user_errors import is_user_error
 
 
 def overopt(*arguments, cwd, timeout=120):

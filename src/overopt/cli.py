@@ -6,16 +6,15 @@ Nothing heavy is imported here: ``overopt --help`` answers before PyTorch could 
 import argparse
 import inspect
 import itertools
-import os
 import re
-import signal
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from overopt.evaluation.judges.catalogue import JUDGES
 from overopt.stages import FIT_OPTIONS, STAGES
+from overopt.user_errors import one_line_errors
 
 LIGHTNING_COMMANDS = {
     "fit": "train: SFT, a reward model or direct alignment (Lightning's fit, every Lightning option)",
@@ -28,41 +27,11 @@ LIGHTNING_COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line; user errors end with exit code 2 and one last line that says what is wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # A terminated run is a stopped run: it must close its tracking, as on Ctrl-C.
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
+    with one_line_errors():
         _dispatch(arguments)
-    except KeyboardInterrupt:
-        print("interrupted: start the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("OVEROPT_TRACEBACK") or not is_user_error(error):
-            raise
-        fail(error)
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether an error is the user's to mend; ours keep their traceback."""
-    if isinstance(error, (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)):
-        return True
-    return type(error).__name__ in ("ArgumentError", "MisconfigurationException")
-
-
-def fail(error: BaseException) -> NoReturn:
-    """End with exit code 2; the message is the last line, on one line."""
-    reason: BaseException | None = error
-    # Of an option that may be absent, jsonargparse tells all that it has tried; what went wrong lies beneath.
-    while reason is not None and "any of the Union subtypes" in str(reason):
-        reason = reason.__cause__ or reason.__context__
-    lines = [line.strip() for line in str(reason or error).splitlines() if line.strip()]
-    print("error: " + " ".join(lines), file=sys.stderr)
-    sys.exit(2)
 
 
 def _dispatch(arguments: list[str]) -> None:
-    # Read when the libraries are imported: nothing here phones home unless the user has said so.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(_overview())
@@ -226,7 +195,3 @@ def normalise_options(arguments: Sequence[str], lists: Collection[str] | None = 
         is_list = len(values) > 1 or (values and name in (lists or ()) and not values[0].startswith("["))
         normalised += ["--" + name, *(["[" + ", ".join(values) + "]"] if is_list else values)]
     return normalised
-
-
-def _terminate(*_: object) -> NoReturn:
-    sys.exit(143)

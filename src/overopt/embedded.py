@@ -42,6 +42,9 @@ from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, 
 from overopt.tracking.store import open_store
 from overopt.trainers import fit
 
+BEST_WIN_RATE, BEST_KL, BEST_EXAMPLES_SEEN = "best/win_rate", "best/kl_nats", "best/examples_seen"
+"""What a run's best checkpoint gave, beside its metrics by step."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -184,7 +187,8 @@ class EmbeddedExperiment:
         return self._texts().fingerprint
 
     @cached_property
-    def _client(self) -> MlflowClient:
+    def client(self) -> MlflowClient:
+        """Of the tracking store."""
         return open_store(self.tracking_uri, create=True)
 
     @cached_property
@@ -193,7 +197,7 @@ class EmbeddedExperiment:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: neither clients nor models."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def _data(self, **changes: Any) -> PreferenceDataModule:
         """A DataModule under the recipe's limits."""
@@ -255,14 +259,14 @@ class EmbeddedExperiment:
         with StageFolder(self.out / name, settings, self.out) as stage:
             # Of this study: another one in the same store may have a run with equal settings.
             own = {"overopt.stage_key": stage.key, PARENT_TAG: self.study}
-            run_id = find_run(self._client, own)
+            run_id = find_run(self.client, own)
             if stage.done and run_id is not None:
                 return stage.result
-            run_id = run_id or start_run(self._client, name, module.stage_name, tags={**(tags or {}), **own})
+            run_id = run_id or start_run(self.client, name, module.stage_name, tags={**(tags or {}), **own})
             print(f"\n{name}")
             seed_everything(seed, verbose=False)
-            with finishing(self._client, run_id):
-                log_params(self._client, run_id, {"seed": seed, "max_steps": max_steps})
+            with finishing(self.client, run_id):
+                log_params(self.client, run_id, {"seed": seed, "max_steps": max_steps})
                 fit(
                     module,
                     data,
@@ -271,7 +275,7 @@ class EmbeddedExperiment:
                     run_id=run_id,
                     max_steps=max_steps,
                 )
-                self._client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
+                self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
                 result = {} if then is None else then(stage.folder, run_id)
             stage.finish(result)
             return stage.result
@@ -386,9 +390,9 @@ class EmbeddedExperiment:
                 evaluations = evaluate_paths(
                     evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n)
                 )
-            record_evaluations(self._client, run_id, evaluations, folder / "evaluation", evaluator)
+            record_evaluations(self.client, run_id, evaluations, folder / "evaluation", evaluator)
             best = best_checkpoint(evaluations)
-            log_metrics(self._client, run_id, best, step=max(evaluations))
+            log_metrics(self.client, run_id, best, step=max(evaluations))
             return best
 
         optimizer = self.recipe.align_optimizer
@@ -410,9 +414,9 @@ def best_checkpoint(evaluations: Mapping[int, CheckpointEvaluation]) -> dict[str
     trained = {seen: evaluation.metrics for seen, evaluation in evaluations.items() if seen > 0}
     seen = max(trained, key=lambda seen: trained[seen]["eval/win_rate"])
     return {
-        "best/win_rate": trained[seen]["eval/win_rate"],
-        "best/kl_nats": trained[seen]["eval/kl_nats"],
-        "best/examples_seen": float(seen),
+        BEST_WIN_RATE: trained[seen]["eval/win_rate"],
+        BEST_KL: trained[seen]["eval/kl_nats"],
+        BEST_EXAMPLES_SEEN: float(seen),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from overopt.embedded import Cell, Recipe
 from overopt.sweep.run import SweepOptions, add_options, options_of, run_sweep
-from overopt.sweep.script import end
+from overopt.user_errors import one_line_errors
 
 
 def small_recipe(texts: Path, align_steps: int = 10) -> Recipe:
@@ -61,4 +61,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    end(main)
+    with one_line_errors():
+        main()

@@ -1,15 +1,15 @@
 """Folders of stages: done once with given settings, by one process at a time, whoever dies on the way."""
 
-import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from overopt.checkpoints.locked_folder import locked_folder
 from overopt.checkpoints.whole_file import whole_file
 
 RECORD = "stage.json"
@@ -22,7 +22,7 @@ class StageFolder:
     nothing is left of it, not even by a kill. ``stage.json`` is written when the stage is done.
 
     Args:
-        folder: of the stage; made when missing, emptied where it was made with other settings.
+        folder: of the stage; made when missing; what another recipe left there to resume from goes.
         settings: that what the stage makes depends on.
         root: written as ``OUT`` in the settings, which are then the same wherever the study's folder lies.
 
@@ -45,8 +45,8 @@ class StageFolder:
         record = read_record(self.folder)
         if record.get("key") != self.key:
             # Another recipe's files would be resumed from.
-            for stale in self.folder.iterdir():
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            for stale in [*self.folder.glob("checkpoints/*.ckpt"), *self.folder.glob("*.jsonl")]:
+                stale.unlink()
             record = {"key": self.key, "status": "begun"}
             self._write(record)
         remove_unfinished(self.folder)
@@ -68,18 +68,6 @@ class StageFolder:
             file.write(json.dumps(record).encode())
 
 
-@contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder, made if missing, against other processes of this machine; waits for the one that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)  # and with it the lock
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """What a stage's folder says of itself: key, status, result; empty where there is no stage."""
     try:
@@ -90,6 +78,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers have left; nobody may be writing there."""
+    """Remove what writers that are dead have left: ``.NAME.PID.tmp``, as whole files and folders are written."""
     for path in folder.rglob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from overopt.embedded import BEST_EXAMPLES_SEEN, BEST_KL, BEST_WIN_RATE
 from overopt.sweep.queue import TaskState
-from overopt.sweep.worker import VALUE, Board, Worker
+from overopt.sweep.worker import Board, Worker
 
 
 def view(board: Board, workers: Sequence[Worker], began: float) -> RenderableType:
@@ -53,13 +54,13 @@ def best_cell(board: Board) -> str:
     name = max(finished, key=lambda name: finished[name].value or 0.0)
     told = finished[name].user_attrs
     return (
-        f"{name}: win rate {told[VALUE]:.3f} at KL {told['best/kl_nats']:.1f} nats, after "
-        f"{told['best/examples_seen']:.0f} pairs"
+        f"{name}: win rate {told[BEST_WIN_RATE]:.3f} at KL {told[BEST_KL]:.1f} nats, after "
+        f"{told[BEST_EXAMPLES_SEEN]:.0f} pairs"
     )
 
 
 def failed_tasks(board: Board) -> list[TaskState]:
-    """Tasks that failed for good, and those that wait for one that did."""
+    """Tasks that failed for good; those that wait for one of them are not among them."""
     return [task for task in board.states.values() if task.state == "failed"]
 
 

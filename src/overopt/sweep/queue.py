@@ -15,13 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages import fail_stale_trials as fail_stale
 from optuna.trial import FrozenTrial, TrialState
 
 from overopt.sweep.storage import AWAY, patiently
-from overopt.tracking.store import one_at_a_time
+from overopt.tracking.store import one_at_a_time, sqlite_path
 
 State = Literal["waiting", "running", "done", "failed"]
 Failure = Literal["error", "died", "stopped", "duplicate"]
@@ -141,7 +141,7 @@ class TaskQueue:
         patiently(lambda: self.storage.record_heartbeat(waiting._trial_id))
         try:
             # SQLite locks no rows: there, two who look at one time would both find it waiting.
-            with one_at_a_time(self.storage.url) if "sqlite" in self.storage.url else nullcontext():
+            with one_at_a_time(self.storage.url) if sqlite_path(self.storage.url) else nullcontext():
                 if not patiently(lambda: self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)):
                     return None
         except UpdateFinishedTrialError:
@@ -198,11 +198,6 @@ class TaskQueue:
 
 def open_study(storage: RDBStorage, name: str) -> optuna.Study:
     """A study, made by whoever comes first."""
-
-    def make() -> optuna.Study:
-        try:
-            return optuna.create_study(storage=storage, study_name=name, direction="maximize")
-        except DuplicatedStudyError:
-            return optuna.load_study(storage=storage, study_name=name)
-
-    return patiently(make)
+    return patiently(
+        lambda: optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    )

@@ -13,20 +13,21 @@ import optuna
 import torch
 from mlflow import MlflowClient
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
 
 from overopt.analysis.report import ReportPaths
 from overopt.analysis.store_report import keep_report, report_from_store
 from overopt.checkpoints.stage_folder import remove_unfinished
-from overopt.embedded import Cell, EmbeddedExperiment, Recipe
+from overopt.embedded import Cell, EmbeddedExperiment, Recipe, Task
 from overopt.sweep.definition import code_fingerprint, require_same
 from overopt.sweep.live_view import best_cell, failed_tasks, view
 from overopt.sweep.queue import Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, remove_left_folders, start_server
 from overopt.sweep.worker import Board, Worker
-from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
+from overopt.tracking.runs import FAILURE_TAG, NAME_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
 from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
 
 _PARENT = "parent_run"
@@ -162,25 +163,7 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
         experiment.study = parent = parent_run(client, options.name, study)
     client.update_run(parent, status="RUNNING")
     plan = experiment.tasks(cells)
-    by_name = {cell.name: cell for cell in cells}
-    distributions = _distributions(cells)
-    board = Board(
-        TaskQueue(
-            storage,
-            options.name,
-            {name: Parameters(_values(cell, distributions), distributions) for name, cell in by_name.items()},
-            options.max_errors,
-            options.max_deaths,
-        ),
-        TaskQueue(
-            storage,
-            f"{options.name}: what cells share",
-            {name: Parameters() for name in plan if name not in by_name},
-            options.max_errors,
-            options.max_deaths,
-        ),
-        plan,
-    )
+    board = _board(storage, cells, plan, options)
     board.refresh()
     finished = _work(board, experiment, cells, context, options, console)
     for task in failed_tasks(board):
@@ -189,24 +172,11 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
         client.set_terminated(parent, "KILLED")
         console.print("stopped; the same command goes on from here")
         return None
-    remove_unfinished(options.folder)
+    for name in [*plan, "cache", "report"]:
+        remove_unfinished(options.folder / name)
     remove_left_folders()
     client.set_terminated(parent, "FAILED" if failed_tasks(board) else "FINISHED")
-    done = sum(board.states[name].state == "done" for name in by_name)
-    report = None
-    if done:
-        report = report_from_store(options.folder / "report", study=parent, tracking_uri=uri)
-        keep_report(client, parent, report)
-        console.print(f"best:          {best_cell(board)}", soft_wrap=True)
-    console.print(f"dashboard:     optuna-dashboard {shown_uri(options.storage_url)}", soft_wrap=True)
-    console.print(f"compare runs:  mlflow ui --backend-store-uri {shown_uri(uri)}", soft_wrap=True)
-    console.print(f"{done} of {len(cells)} cells done, in {_cell_seconds(board):.0f} s of summed cell time")
-    if failures := failed_tasks(board):
-        raise ValueError(
-            f"{len(failures)} task(s) failed for good, the first one {failures[0].name} ({failures[0].reason}); its "
-            f"output is in {options.folder / 'logs' / (failures[0].name + '.txt')}"
-        )
-    return report
+    return _conclude(board, client, experiment, console, options)
 
 
 def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
@@ -217,6 +187,42 @@ def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
         study.set_user_attr(_PARENT, known)
     require_run(client, known)
     return str(known)
+
+
+def _board(storage: RDBStorage, cells: Sequence[Cell], plan: Mapping[str, Task], options: SweepOptions) -> Board:
+    distributions = _distributions(cells)
+    parameters = {cell.name: Parameters(_values(cell, distributions), distributions) for cell in cells}
+    shared = {name: Parameters() for name in plan if name not in parameters}
+
+    def queue(name: str, tasks: Mapping[str, Parameters]) -> TaskQueue:
+        return TaskQueue(storage, name, tasks, options.max_errors, options.max_deaths)
+
+    return Board(queue(options.name, parameters), queue(f"{options.name}: what cells share", shared), plan)
+
+
+def _conclude(
+    board: Board, client: MlflowClient, experiment: EmbeddedExperiment, console: Console, options: SweepOptions
+) -> ReportPaths | None:
+    """Report what was done, say where to look, and raise where something failed for good."""
+    names = board.cells.tasks
+    done = sum(board.states[name].state == "done" for name in names)
+    report = None
+    if done:
+        report = report_from_store(
+            options.folder / "report", study=experiment.study, tracking_uri=experiment.tracking_uri
+        )
+        keep_report(client, experiment.study, report)
+        console.print(f"best:          {best_cell(board)}", soft_wrap=True)
+    console.print(f"dashboard:     optuna-dashboard {shown_uri(options.storage_url)}", soft_wrap=True)
+    uri = shown_uri(experiment.tracking_uri)
+    console.print(f"compare runs:  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    console.print(f"{done} of {len(names)} cells done, in {_cell_seconds(board):.0f} s of summed cell time")
+    if failures := failed_tasks(board):
+        raise ValueError(
+            f"{len(failures)} task(s) failed for good, the first one {failures[0].name} ({failures[0].reason}); its "
+            f"output is in {options.folder / 'logs' / (failures[0].name + '.txt')}"
+        )
+    return report
 
 
 def _work(
@@ -244,7 +250,7 @@ def _work(
                 live.update(view(board, workers, began), refresh=console.is_terminal)
                 for thread in threads:
                     thread.join(1.0 / len(threads))
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 interrupted = True
                 stopping.set()
         live.update(view(board, workers, began), refresh=True)
@@ -289,7 +295,7 @@ def _values(cell: Cell, distributions: Mapping[str, BaseDistribution]) -> dict[s
 
 def _record_failure(client: MlflowClient, parent: str, name: str, reason: str) -> None:
     """A run for what failed for good, so that the report tells of it."""
-    tags = {PARENT_TAG: parent, "mlflow.runName": name}
+    tags = {PARENT_TAG: parent, NAME_TAG: name}
     run_id = find_run(client, tags) or start_run(client, name, "align", tags={PARENT_TAG: parent})
     set_tags(client, run_id, {FAILURE_TAG: reason})
     client.set_terminated(run_id, "FAILED")

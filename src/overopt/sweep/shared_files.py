@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from overopt.checkpoints.stage_folder import RECORD, locked_folder, read_record
+from overopt.checkpoints.locked_folder import locked_folder
+from overopt.checkpoints.stage_folder import RECORD, read_record
 from overopt.checkpoints.whole_file import whole_file
 
 _FOLDER = "shared"

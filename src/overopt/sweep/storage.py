@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import optuna
@@ -12,7 +11,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.exc import SQLAlchemyError
 
-from overopt.tracking.store import driver_url, one_at_a_time, shown_uri
+from overopt.tracking.store import driver_url, one_at_a_time, shown_uri, sqlite_path
 
 AWAY = (StorageInternalError, SQLAlchemyError)
 """What a storage raises that can't be reached."""
@@ -34,13 +33,11 @@ def open_storage(url: str, heartbeat: int = 10, grace: int = 60) -> RDBStorage:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     url = driver_url(url)
     try:
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings(), one_at_a_time(url):
             warnings.simplefilter("ignore", ExperimentalWarning)
             return RDBStorage(
                 url,
-                engine_kwargs={"pool_pre_ping": True, "connect_args": {"timeout": 60} if "sqlite" in url else {}},
+                engine_kwargs={"pool_pre_ping": True, "connect_args": {"timeout": 60} if sqlite_path(url) else {}},
                 heartbeat_interval=heartbeat,
                 grace_period=grace,
             )

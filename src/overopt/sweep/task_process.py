@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +24,6 @@ import psutil
 
 from overopt.embedded import Cell, EmbeddedExperiment
 from overopt.sweep.shared_files import fetch, publish
-from overopt.tracking.store import open_store
 
 _SOCKETS = "overopt-sweep-"
 _PATIENCE = 20.0  # of a task that was told to stop [s]
@@ -115,11 +113,6 @@ class TaskProcess:
         self._process.start()
         sender.close()
 
-    @property
-    def pid(self) -> int | None:
-        """Of the process."""
-        return self._process.pid
-
     def wait(self, seconds: float) -> Outcome | None:
         """What became of it, or ``None`` after some seconds; an outcome without result and error is a death."""
         if not wait([self._receiver], timeout=seconds):
@@ -133,7 +126,7 @@ class TaskProcess:
 
     def stop(self) -> None:
         """Tell it to stop, and after a while end it."""
-        if self._process.pid is not None and self._process.is_alive():
+        if self._process.is_alive():
             self._process.terminate()
             self._process.join(_PATIENCE)
             if self._process.is_alive():
@@ -157,16 +150,15 @@ def run_task(
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     with log.open("a", buffering=1, encoding="utf-8") as file:
-        os.dup2(file.fileno(), sys.stdout.fileno() if _has_file(sys.stdout) else 1)
-        os.dup2(file.fileno(), sys.stderr.fileno() if _has_file(sys.stderr) else 2)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
         try:
             task = experiment.tasks(cells)[name]
-            client = open_store(experiment.tracking_uri, create=False)
             for need in task.needs:
-                fetch(client, experiment.study, experiment.out / need)
+                fetch(experiment.client, experiment.study, experiment.out / need)
             result = task.run()
             if name not in {cell.name for cell in cells}:
-                publish(client, experiment.study, experiment.out / name)
+                publish(experiment.client, experiment.study, experiment.out / name)
             outcome = Outcome(result=dict(result), seconds=time.perf_counter() - begin)
         except BaseException as error:
             traceback.print_exc()
@@ -176,14 +168,6 @@ def run_task(
             outcome = Outcome(error=reason, stopped=stopped, seconds=time.perf_counter() - begin)
     sender.send(outcome)
     sender.close()
-
-
-def _has_file(stream: Any) -> bool:
-    try:
-        stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
 
 
 def _stop(*_: object) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from overopt.embedded import Cell, EmbeddedExperiment, Task
+from overopt.embedded import BEST_WIN_RATE, Cell, EmbeddedExperiment, Task
 from overopt.sweep.queue import TaskQueue, TaskState
 from overopt.sweep.task_process import Outcome, Place, TaskProcess
 
 _POLL = 1.0  # between looks at the queue, for those who wait [s]
-VALUE = "best/win_rate"
 
 
 @dataclass
@@ -41,20 +40,19 @@ class Board:
         """The queue that has a task."""
         return self.cells if name in self.cells.tasks else self.shared
 
-    def refresh(self) -> dict[str, TaskState]:
+    def refresh(self) -> None:
         """Give up the dead, queue what is missing, look."""
         self.states = {**self.shared.refill(), **self.cells.refill()}
-        return self.states
 
-    def blocked(self, name: str) -> str | None:
-        """The first needed task that has failed for good."""
-        return next((need for need in self.plan[name].needs if self.states[need].state == "failed"), None)
+    def blocked(self, name: str) -> bool:
+        """Whether a needed task has failed for good."""
+        return any(self.states[need].state == "failed" for need in self.plan[name].needs)
 
     @property
     def over(self) -> bool:
         """Whether nothing is left that could be done."""
         return all(
-            task.state in ("done", "failed") or (task.state == "waiting" and self.blocked(name) is not None)
+            task.state in ("done", "failed") or (task.state == "waiting" and self.blocked(name))
             for name, task in self.states.items()
         )
 
@@ -90,7 +88,6 @@ class Worker:
     number: int
     stopping: threading.Event
     task: str | None = None
-    pid: int | None = None
     failure: BaseException | None = None
 
     @property
@@ -122,12 +119,11 @@ class Worker:
         with queue.alive(trial):
             outcome = self._have_done(task.name)
             self._tell(queue, trial, outcome)
-        self.task = self.pid = None
+        self.task = None
         return True
 
     def _have_done(self, name: str) -> Outcome:
         process = TaskProcess(self.context, self.experiment, self.grid, name, self.place)
-        self.pid = process.pid
         while (outcome := process.wait(_POLL)) is None:
             if self.stopping.is_set():
                 process.stop()
@@ -136,7 +132,7 @@ class Worker:
     def _tell(self, queue: TaskQueue, trial: FrozenTrial, outcome: Outcome) -> None:
         if outcome.result is not None:
             attributes: dict[str, Any] = {**outcome.result, "seconds": round(outcome.seconds, 3)}
-            queue.finish(trial, outcome.result.get(VALUE, 0.0), attributes)
+            queue.finish(trial, outcome.result.get(BEST_WIN_RATE, 0.0), attributes)
         elif self.stopping.is_set() or outcome.stopped:
             queue.fail(trial, "stopped", outcome.error or "stopped")
         elif outcome.error is not None:

@@ -17,7 +17,7 @@ STAGE_TAG = "overopt.stage"
 PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "overopt.failure"
 """Why a run has failed for good."""
-_NAME_TAG = "mlflow.runName"
+NAME_TAG = "mlflow.runName"
 
 
 def start_run(
@@ -37,7 +37,7 @@ def start_run(
         tags: more tags; ``PARENT_TAG`` names the study it belongs to.
         experiment: name of the experiment.
     """
-    all_tags = {_NAME_TAG: name, STAGE_TAG: stage, **(tags or {})}
+    all_tags = {NAME_TAG: name, STAGE_TAG: stage, **(tags or {})}
     run = client.create_run(experiment_id(client, experiment), tags=all_tags)
     run_id: str = run.info.run_id
     try:

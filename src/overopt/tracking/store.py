@@ -11,7 +11,7 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from overopt.checkpoints.stage_folder import locked_folder
+from overopt.checkpoints.locked_folder import locked_folder
 
 DEFAULT_FOLDER = Path("mlruns")
 EXPERIMENT = "overopt"
