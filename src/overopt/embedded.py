@@ -71,6 +71,9 @@ class Recipe:
         sft_optimizer: of the SFT policy.
         gold_optimizer: of the gold reward model.
         align_optimizer: of alignment.
+
+    Raises:
+        ValueError: a number of steps, pairs, prompts or the like below 1.
     """
 
     source: str = "docstrings"
@@ -93,6 +96,10 @@ class Recipe:
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
     align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 4e-4, 0.2)
+
+    def __post_init__(self) -> None:
+        if low := [f"{name}={value}" for name, value in vars(self).items() if isinstance(value, int) and value < 1]:
+            raise ValueError(f"a recipe needs at least 1 of everything, got {', '.join(low)}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from postgres_server import postgres
 from small_sweep import cells, options, small_recipe
 
-from overopt.embedded import Cell
+from overopt.embedded import Cell, Recipe
 from overopt.sweep.run import run_sweep
 
 HERE = Path(__file__).parent
@@ -138,6 +138,25 @@ def test_a_killed_worker_takes_its_task_along_and_the_next_one_goes_on(done, pre
     assert not unfinished(tmp_path)
 
 
+def test_a_stopped_sweep_says_so_leaves_no_run_running_and_goes_on(done, preference_folder, tmp_path):
+    storage, tracking = f"sqlite:///{tmp_path}/out/sweep.db", f"sqlite:///{tmp_path}/mlflow.db"
+    worker = start(preference_folder, tmp_path, storage, tracking)
+    deadline = time.monotonic() + 150
+    while not list(tmp_path.glob("out/dpo-*/checkpoints/examples-*.ckpt")):
+        assert worker.poll() is None, worker.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGTERM)
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 130
+    assert output.endswith("interrupted: start the same command again to go on\n")
+    assert "RUNNING" not in {run.info.status for run in runs(tracking)}
+    again = start(preference_folder, tmp_path, storage, tracking)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    pd.testing.assert_frame_equal(points(tmp_path), points(done), check_exact=True, check_dtype=False)
+
+
 def test_a_cell_that_fails_for_good_is_told_of_and_the_others_are_done(preference_folder, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -216,5 +235,7 @@ def test_bad_numbers_are_refused(tmp_path):
         options(tmp_path, workers=0)
     with pytest.raises(ValueError, match="--grace is longer than --heartbeat"):
         options(tmp_path, grace=1)
+    with pytest.raises(ValueError, match="at least 1 of everything, got evaluation_prompts=0"):
+        Recipe(evaluation_prompts=0)
     with pytest.raises(ValueError, match="no size '7B'"):
         Cell(size="7B")

@@ -139,6 +139,7 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
     Raises:
         ValueError: a storage or store that can't be reached, or a study that was made with something else; before
             any training.
+        KeyboardInterrupt: somebody stopped it, by Ctrl-C or SIGTERM; started again, it goes on.
     """
     console = Console()
     if len({cell.name for cell in cells}) != len(cells) or not cells:
@@ -170,8 +171,7 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
         _record_failure(client, parent, task.name, task.reason)
     if not finished:
         client.set_terminated(parent, "KILLED")
-        console.print("stopped; the same command goes on from here")
-        return None
+        raise KeyboardInterrupt
     for name in [*plan, "cache", "report"]:
         remove_unfinished(options.folder / name)
     remove_left_folders()
