@@ -6,6 +6,7 @@ order, a sweep hands them to workers.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -24,26 +25,25 @@ from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.evaluation.records import read_completions, write_completions
 from overopt.experiment import (
     completions_path,
-    evaluate_paths,
     label_pairs_to_folder,
     open_policy,
     record_evaluations,
     sample_pairs_to_file,
 )
 from overopt.models.policy import EMBEDDED_SIZES
-from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective, DirectAlignmentModule
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
 from overopt.progress import progress_bar
+from overopt.run_evaluations import PeakRule, RunEvaluations
 from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 from overopt.trainers import fit
 
-BEST_WIN_RATE, BEST_KL, BEST_EXAMPLES_SEEN = "best/win_rate", "best/kl_nats", "best/examples_seen"
-"""What a run's best checkpoint gave, beside its metrics by step."""
+TRAINING_SECONDS, EVALUATION_SECONDS = "training_seconds", "evaluation_seconds"
+"""How long a task's training, and the evaluation of its checkpoints, took in the sitting that finished it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Recipe:
         align_batch_size: pairs per optimiser step of alignment.
         align_steps: optimiser steps of an alignment run.
         evaluation_prompts: held-out prompts.
+        peak: which checkpoint of a run is its best, and whether a run past it goes on.
         sft_optimizer: of the SFT policy.
         gold_optimizer: of the gold reward model.
         align_optimizer: of alignment.
@@ -93,6 +94,7 @@ class Recipe:
     align_batch_size: int = 32
     align_steps: int = 256
     evaluation_prompts: int = 512
+    peak: PeakRule = PeakRule()
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
     align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 4e-4, 0.2)
@@ -240,7 +242,8 @@ class EmbeddedExperiment:
         data: PreferenceDataModule,
         max_steps: int,
         seed: int,
-        then: Callable[[Path, str], Mapping[str, float]] | None = None,
+        then: Callable[[str], Mapping[str, float]] | None = None,
+        past_peak: Callable[[], bool] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> Mapping[str, float]:
         """Train a module in a run of its own, or find it trained.
@@ -251,7 +254,8 @@ class EmbeddedExperiment:
             data: what on.
             max_steps: optimiser steps.
             seed: of weights and data order.
-            then: what to do with the checkpoint's folder and the run while it is open.
+            then: what to do after training with the run while it is open.
+            past_peak: asked after each checkpoint whether to end there, and before a training is resumed.
             tags: of the run.
         """
         settings = {
@@ -262,6 +266,7 @@ class EmbeddedExperiment:
             "fingerprint": data.fingerprint,
             "max_steps": max_steps,
             "seed": seed,
+            **({} if past_peak is None else {"peak": asdict(self.recipe.peak)}),
         }
         with StageFolder(self.out / name, settings, self.out) as stage:
             # Of this study: another one in the same store may have a run with equal settings.
@@ -274,16 +279,28 @@ class EmbeddedExperiment:
             seed_everything(seed, verbose=False)
             with finishing(self.client, run_id):
                 log_params(self.client, run_id, {"seed": seed, "max_steps": max_steps})
-                fit(
-                    module,
-                    data,
-                    stage.folder / "checkpoints",
-                    tracking_uri=self.tracking_uri,
-                    run_id=run_id,
-                    max_steps=max_steps,
-                )
+                began, asked = time.perf_counter(), 0.0
+
+                def over() -> bool:
+                    nonlocal asked
+                    begin = time.perf_counter()
+                    is_over = past_peak is not None and past_peak()
+                    asked += time.perf_counter() - begin
+                    return is_over
+
+                if not over():
+                    fit(
+                        module,
+                        data,
+                        stage.folder / "checkpoints",
+                        tracking_uri=self.tracking_uri,
+                        run_id=run_id,
+                        max_steps=max_steps,
+                        on_saved=over,
+                    )
+                took = time.perf_counter() - began - asked
                 self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
-                result = {} if then is None else then(stage.folder, run_id)
+                result = {TRAINING_SECONDS: took, **({} if then is None else then(run_id))}
             stage.finish(result)
             return stage.result
 
@@ -388,23 +405,11 @@ class EmbeddedExperiment:
         return self._evaluators[size, seed]
 
     def _align(self, cell: Cell) -> Mapping[str, float]:
-        evaluator = self._evaluator(cell.size, cell.seed)
-
-        def evaluate(folder: Path, run_id: str) -> Mapping[str, float]:
-            paths = checkpoint_paths(folder / "checkpoints")
-            with progress_bar() as progress:
-                task = progress.add_task("evaluating", total=(len(paths) + 1) * self.recipe.evaluation_prompts)
-                evaluations = evaluate_paths(
-                    evaluator, paths, folder / "evaluation", lambda n: progress.advance(task, n)
-                )
-            record_evaluations(self.client, run_id, evaluations, folder / "evaluation", evaluator)
-            best = best_checkpoint(evaluations)
-            log_metrics(self.client, run_id, best, step=max(evaluations))
-            return best
-
-        optimizer = self.recipe.align_optimizer
+        rule, optimizer = self.recipe.peak, self.recipe.align_optimizer
         if cell.learning_rate is not None:
             optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        evaluator = self._evaluator(cell.size, cell.seed)
+        evaluations = RunEvaluations(evaluator, self.out / cell.name, rule)
         module = DirectAlignmentModule(
             str(self._checkpoint(_sft_name(cell.size, cell.seed))),
             cell.objective,
@@ -412,19 +417,28 @@ class EmbeddedExperiment:
             cell.length_penalty,
             optimizer=optimizer,
         )
-        tags = {f"overopt.{name}": str(value) for name, value in asdict(cell).items() if value is not None}
-        return self._train(cell.name, module, evaluator.data, self.recipe.align_steps, cell.seed, evaluate, tags)
 
+        def evaluate(run_id: str) -> Mapping[str, float]:
+            with progress_bar() as progress:
+                policies = len(evaluations.missing()) + (not evaluations.evaluations)
+                task = progress.add_task("evaluating", total=policies * self.recipe.evaluation_prompts)
+                evaluations.catch_up(lambda n: progress.advance(task, n))
+            record_evaluations(
+                self.client, run_id, evaluations.evaluations, evaluations.completions, evaluations.evaluator
+            )
+            log_metrics(self.client, run_id, evaluations.best, step=max(evaluations.evaluations))
+            return {**evaluations.best, EVALUATION_SECONDS: evaluations.seconds}
 
-def best_checkpoint(evaluations: Mapping[int, CheckpointEvaluation]) -> dict[str, float]:
-    """Win rate, KL and place of the trained checkpoint that wins most, under names that a table of runs can show."""
-    trained = {seen: evaluation.metrics for seen, evaluation in evaluations.items() if seen > 0}
-    seen = max(trained, key=lambda seen: trained[seen]["eval/win_rate"])
-    return {
-        BEST_WIN_RATE: trained[seen]["eval/win_rate"],
-        BEST_KL: trained[seen]["eval/kl_nats"],
-        BEST_EXAMPLES_SEEN: float(seen),
-    }
+        return self._train(
+            cell.name,
+            module,
+            evaluator.data,
+            self.recipe.align_steps,
+            cell.seed,
+            then=evaluate,
+            past_peak=None if rule.standard_errors is None else evaluations.past_peak,
+            tags={f"overopt.{name}": str(value) for name, value in asdict(cell).items() if value is not None},
+        )
 
 
 def _sft_name(size: str, seed: int) -> str:

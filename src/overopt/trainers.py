@@ -3,6 +3,7 @@
 import atexit
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def fit(
     max_steps: int,
     gradient_clip: float = 10.0,
     callbacks: list[Callback] | None = None,
+    on_saved: Callable[[], bool] | None = None,
 ) -> CheckpointSchedule:
     """Train a module into ``folder``, from its newest checkpoint where there is one.
 
@@ -144,11 +146,13 @@ def fit(
         max_steps: optimiser steps.
         gradient_clip: largest gradient norm.
         callbacks: more callbacks.
+        on_saved: called after each checkpoint; where it gives true, the training ends there.
 
     Returns:
         The schedule, which knows the checkpoints.
     """
     schedule = CheckpointSchedule(str(folder))
+    schedule.on_saved = on_saved
     trainer = Trainer(
         accelerator="auto",
         devices=1,

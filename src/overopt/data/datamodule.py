@@ -133,7 +133,7 @@ class PreferenceDataModule(LightningDataModule):
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        """Read, split and settle the tokenizer; tokenise for ``fit``, and otherwise when asked. Idempotent.
+        """Read and split; tokenise for ``fit``, and otherwise when asked. Idempotent.
 
         Raises:
             ValueError: no examples of the wanted kind in a split, or what the source or tokeniser refuse.
@@ -144,10 +144,21 @@ class PreferenceDataModule(LightningDataModule):
                 self._splits = published_splits(read.examples, self.fractions.gold, self.source.name)
             examples = read.demonstrations if self._examples == "demonstrations" else read.preferences
             self._training, self._held_out = self._split(examples)
+            if self._tokenizer_location is not None:
+                _ = self.tokenizer  # one that can't be read is refused here
             self._read = read
         if stage == "fit":
             self._train_loader = self._resume_from = None  # of an earlier training
             _ = self.train_set, self.evaluation_set
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The policy's, or one trained on the training texts; this module has been set up."""
+        if self._tokenizer_location is not None:
+            return load_tokenizer(self._tokenizer_location)
+        # Deterministic and a matter of seconds: each process trains its own rather than passing files.
+        texts = (part for e in self._training for part in (e.prompt.text, *_responses(e)))
+        return train_bpe(texts, self._vocab_size)
 
     @cached_property
     def train_set(self) -> DemonstrationSet | PreferenceSet:
@@ -259,7 +270,7 @@ class PreferenceDataModule(LightningDataModule):
         return self.tokenize_preferences([e for e in examples if isinstance(e, PreferenceExample)])
 
     def _split(self, examples: Sequence[ExampleT]) -> tuple[list[ExampleT], list[ExampleT]]:
-        """The examples to train on and those held out; settles tokenizer and fingerprint, which follow from them."""
+        """The examples to train on and those held out; settles the fingerprint, which follows from them."""
         if not examples:
             raise ValueError(_no_examples(self.source.name, self._examples))
         training = _limited(self.part_of(examples, self._part), self._max_examples)
@@ -269,7 +280,6 @@ class PreferenceDataModule(LightningDataModule):
                 f"none of the {len(examples)} {self._examples} of source {self.source.name} falls into part "
                 f"{self._part!r} ({self.split_statement}): more data, or other fractions"
             )
-        self.tokenizer = self._make_tokenizer(training)
         self.fingerprint = fingerprint([*training, *held_out])
         return training, held_out
 
@@ -284,12 +294,6 @@ class PreferenceDataModule(LightningDataModule):
         """The examples that belong to a part."""
         splits = self.splits
         return [example for example in examples if splits.part_of(example) == part]
-
-    def _make_tokenizer(self, training: Sequence[Demonstration | PreferenceExample]) -> PreTrainedTokenizerFast:
-        if self._tokenizer_location is not None:
-            return load_tokenizer(self._tokenizer_location)
-        # Deterministic and a matter of seconds: each process trains its own rather than passing files.
-        return train_bpe((part for e in training for part in (e.prompt.text, *_responses(e))), self._vocab_size)
 
 
 def _limited(examples: list[ExampleT], limit: int | None) -> list[ExampleT]:

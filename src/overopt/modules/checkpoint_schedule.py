@@ -1,7 +1,7 @@
 """Checkpoints by examples seen."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from overopt.data.step_loader import StepLoader
 from overopt.modules.step import StepModule
+
+_PREFIX = "examples-"
 
 
 class CheckpointSchedule(Checkpoint):
@@ -22,6 +24,9 @@ class CheckpointSchedule(Checkpoint):
         folder: where checkpoints go; ``runs/RUN_ID/checkpoints`` in the trainer's root by default.
         examples: save once as many examples have been seen; the end of training is always added.
         fractions: the same as shares of the whole run, used where ``examples`` is not given.
+
+    Attributes:
+        on_saved: called after each checkpoint; where it gives true, the training ends there.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class CheckpointSchedule(Checkpoint):
         self._examples = examples
         self._fractions = fractions
         self._due: list[int] = []
+        self.on_saved: Callable[[], bool] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settle the folder."""
@@ -71,18 +77,34 @@ class CheckpointSchedule(Checkpoint):
     def _save(self, trainer: Trainer, pl_module: StepModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a trial leaves nothing behind, least of all a checkpoint that looks like the real run's
-        path = self.folder / f"examples-{pl_module.examples_seen:08d}.ckpt"
+        path = checkpoint_path(self.folder, pl_module.examples_seen)
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             link = self.folder / f".last.{os.getpid()}.tmp"
             link.unlink(missing_ok=True)
             os.symlink(path.name, link)
             os.replace(link, self.folder / "last.ckpt")
+        if self.on_saved is not None and self.on_saved():
+            trainer.should_stop = True
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Checkpoints that a :class:`CheckpointSchedule` wrote, in order of examples seen."""
-    return sorted(folder.glob("examples-*.ckpt"))
+    return sorted(folder.glob(f"{_PREFIX}*.ckpt"))
+
+
+def checkpoint_path(folder: Path, examples_seen: int) -> Path:
+    """Where a checkpoint is."""
+    return folder / f"{_PREFIX}{examples_seen:08d}.ckpt"
+
+
+def examples_of(path: Path) -> int:
+    """Examples that a checkpoint's policy has seen, by the file's name.
+
+    >>> examples_of(Path("checkpoints/examples-00003072.ckpt"))
+    3072
+    """
+    return int(path.stem.removeprefix(_PREFIX))
 
 
 def total_examples(trainer: Trainer) -> int:

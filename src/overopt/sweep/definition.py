@@ -15,6 +15,7 @@ from overopt.sweep.storage import patiently
 _DEFINITION = "definition"
 _WORDS = {
     "cells": "another search space",
+    "search": "another search",
     "recipe": "another recipe",
     "code": "other code",
     "data": "other data",

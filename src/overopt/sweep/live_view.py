@@ -3,15 +3,16 @@
 import time
 from collections.abc import Sequence
 
-import optuna
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from overopt.embedded import BEST_EXAMPLES_SEEN, BEST_KL, BEST_WIN_RATE
-from overopt.sweep.queue import TaskState
-from overopt.sweep.worker import Board, Worker
+from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_KL, BEST_WIN_RATE
+from overopt.sweep.board import Board
+from overopt.sweep.queue import SECONDS, TaskState
+from overopt.sweep.worker import Worker
 
 
 def view(board: Board, workers: Sequence[Worker], began: float) -> RenderableType:
@@ -35,7 +36,7 @@ def view(board: Board, workers: Sequence[Worker], began: float) -> RenderableTyp
         if task.state != "running":
             continue
         here = any(worker.task == name for worker in workers)
-        trial = next(trial for trial in task.trials if trial.state == optuna.trial.TrialState.RUNNING)
+        trial = next(trial for trial in task.trials if trial.state == TrialState.RUNNING)
         since = "" if trial.datetime_start is None else _clock(time.time() - trial.datetime_start.timestamp())
         where = "here" if here else str(trial.user_attrs.get("worker", "elsewhere")).partition(":")[0]
         running.add_row("running", name, since, where)
@@ -46,13 +47,17 @@ def view(board: Board, workers: Sequence[Worker], began: float) -> RenderableTyp
     return Group(*lines)
 
 
-def best_cell(board: Board) -> str:
-    """The finished cell that wins most, in words."""
+def best_trial(board: Board) -> tuple[str, FrozenTrial] | None:
+    """Name and trial of the finished cell that wins most."""
     finished = {name: trial for name in board.cells.tasks if (trial := board.states[name].finished) is not None}
-    if not finished:
+    return max(finished.items(), key=lambda named: named[1].value or 0.0, default=None)
+
+
+def best_cell(board: Board) -> str:
+    """The same in words."""
+    if (best := best_trial(board)) is None:
         return ""
-    name = max(finished, key=lambda name: finished[name].value or 0.0)
-    told = finished[name].user_attrs
+    name, told = best[0], best[1].user_attrs
     return (
         f"{name}: win rate {told[BEST_WIN_RATE]:.3f} at KL {told[BEST_KL]:.1f} nats, after "
         f"{told[BEST_EXAMPLES_SEEN]:.0f} pairs"
@@ -67,7 +72,7 @@ def failed_tasks(board: Board) -> list[TaskState]:
 def _left(board: Board) -> str:
     """By the mean of what is done, and as many at a time as run now."""
     cells = [board.states[name] for name in board.cells.tasks if name in board.states]
-    took = [trial.user_attrs["seconds"] for task in cells if (trial := task.finished) is not None]
+    took = [trial.user_attrs[SECONDS] for task in cells if (trial := task.finished) is not None]
     if not took:
         return "?"
     rest = sum(task.state in ("waiting", "running") for task in cells)

@@ -27,6 +27,8 @@ State = Literal["waiting", "running", "done", "failed"]
 Failure = Literal["error", "died", "stopped", "duplicate"]
 """``error``: the task raised; ``stopped``: somebody stopped its worker, or a store went away; ``duplicate``: another
 trial has the task. A trial that was given up says nothing, and died."""
+SECONDS = "seconds"
+"""Attribute of a trial: how long its process worked; absent where its worker died."""
 _TASK, _FAILURE, _REASON, _WORKER = "task", "failure", "reason", "worker"
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED)
 _ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -79,7 +81,7 @@ class TaskQueue:
 
     storage: RDBStorage
     name: str
-    tasks: Mapping[str, Parameters]
+    tasks: dict[str, Parameters]
     max_errors: int = 3
     max_deaths: int = 10
     study: optuna.Study = field(init=False)
@@ -117,10 +119,17 @@ class TaskQueue:
     def look(self) -> dict[str, TaskState]:
         """Where each task stands."""
         trials: dict[str, list[FrozenTrial]] = defaultdict(list)
-        for trial in patiently(lambda: self.storage.get_all_trials(self._id, deepcopy=False)):
-            if trial.user_attrs.get(_FAILURE) != "duplicate":
-                trials[trial.user_attrs.get(_TASK, "")].append(trial)
+        for trial in self._trials():
+            trials[trial.user_attrs.get(_TASK, "")].append(trial)
         return {name: TaskState(name, self._state(trials[name]), trials[name]) for name in self.tasks}
+
+    def strangers(self) -> list[FrozenTrial]:
+        """Trials of tasks that others have queued, and this queue does not know."""
+        return [trial for trial in self._trials() if trial.user_attrs.get(_TASK) not in self.tasks]
+
+    def _trials(self) -> list[FrozenTrial]:
+        trials = patiently(lambda: self.storage.get_all_trials(self._id, deepcopy=False))
+        return [trial for trial in trials if trial.user_attrs.get(_FAILURE) != "duplicate"]
 
     def _state(self, trials: Sequence[FrozenTrial]) -> State:
         states = {trial.state for trial in trials}
@@ -179,9 +188,10 @@ class TaskQueue:
         """Mark as done; false where the trial had been given up, and another has or will have the task."""
         return self._end(trial, TrialState.COMPLETE, value, attributes)
 
-    def fail(self, trial: FrozenTrial, failure: Failure, reason: str) -> bool:
+    def fail(self, trial: FrozenTrial, failure: Failure, reason: str, seconds: float = 0.0) -> bool:
         """Mark as failed; unless that was for good, the next refill queues the task again."""
-        return self._end(trial, TrialState.FAIL, None, {_FAILURE: failure, _REASON: reason[:2000]})
+        attributes = {_FAILURE: failure, _REASON: reason[:2000], SECONDS: seconds}
+        return self._end(trial, TrialState.FAIL, None, attributes)
 
     def _end(self, trial: FrozenTrial, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> bool:
         def end() -> bool:

@@ -4,15 +4,14 @@ import argparse
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
 from mlflow import MlflowClient
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
@@ -20,13 +19,17 @@ from rich.live import Live
 from overopt.analysis.report import ReportPaths
 from overopt.analysis.store_report import keep_report, report_from_store
 from overopt.checkpoints.stage_folder import remove_unfinished
-from overopt.embedded import Cell, EmbeddedExperiment, Recipe, Task
+from overopt.embedded import Cell, EmbeddedExperiment, Recipe
+from overopt.modules.checkpoint_schedule import checkpoint_path
+from overopt.run_evaluations import BEST_EXAMPLES_SEEN
+from overopt.sweep.beta_search import BetaSearch
+from overopt.sweep.board import Board, parameters_of
 from overopt.sweep.definition import code_fingerprint, require_same
-from overopt.sweep.live_view import best_cell, failed_tasks, view
-from overopt.sweep.queue import Parameters, TaskQueue, open_study
+from overopt.sweep.live_view import best_cell, best_trial, failed_tasks, view
+from overopt.sweep.queue import SECONDS, Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, remove_left_folders, start_server
-from overopt.sweep.worker import Board, Worker
+from overopt.sweep.worker import Worker
 from overopt.tracking.runs import FAILURE_TAG, NAME_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
 from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
 
@@ -125,13 +128,16 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     )
 
 
-def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> ReportPaths | None:
+def run_sweep(
+    cells: Sequence[Cell], recipe: Recipe, options: SweepOptions, search: BetaSearch | None = None
+) -> ReportPaths | None:
     """Do all cells, or as many as others leave, and report.
 
     Args:
-        cells: the grid.
+        cells: the grid, or what a search starts with.
         recipe: of everything else.
         options: how it is run.
+        search: proposes more cells when these are done.
 
     Returns:
         The report; ``None`` after a dry run, or where no cell finished.
@@ -145,7 +151,7 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
     if len({cell.name for cell in cells}) != len(cells) or not cells:
         raise ValueError(f"a grid is cells that differ, got {len(cells)}, {len({cell.name for cell in cells})} of them")
     if options.dry_run:
-        _print_plan(console, cells, recipe, options)
+        _print_plan(console, cells, recipe, options, search)
         return None
     context = start_server()
     uri = resolve_tracking_uri(options.tracking_uri)
@@ -154,6 +160,7 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
     experiment = EmbeddedExperiment(options.folder, uri, "", recipe)
     definition = {
         "cells": sorted(cell.name for cell in cells),
+        "search": None if search is None else asdict(search),
         "recipe": asdict(recipe),
         "code": code_fingerprint(),
         "data": experiment.fingerprint(),
@@ -163,20 +170,19 @@ def run_sweep(cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> R
         require_same(study, definition)
         experiment.study = parent = parent_run(client, options.name, study)
     client.update_run(parent, status="RUNNING")
-    plan = experiment.tasks(cells)
-    board = _board(storage, cells, plan, options)
+    board = _board(storage, experiment, cells, options, search)
     board.refresh()
-    finished = _work(board, experiment, cells, context, options, console)
+    finished = _work(board, context, options, console)
     for task in failed_tasks(board):
         _record_failure(client, parent, task.name, task.reason)
     if not finished:
         client.set_terminated(parent, "KILLED")
         raise KeyboardInterrupt
-    for name in [*plan, "cache", "report"]:
+    for name in [*board.plan, "cache", "report"]:
         remove_unfinished(options.folder / name)
     remove_left_folders()
     client.set_terminated(parent, "FAILED" if failed_tasks(board) else "FINISHED")
-    return _conclude(board, client, experiment, console, options)
+    return _conclude(board, client, console, options)
 
 
 def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
@@ -189,21 +195,26 @@ def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
     return str(known)
 
 
-def _board(storage: RDBStorage, cells: Sequence[Cell], plan: Mapping[str, Task], options: SweepOptions) -> Board:
-    distributions = _distributions(cells)
-    parameters = {cell.name: Parameters(_values(cell, distributions), distributions) for cell in cells}
-    shared = {name: Parameters() for name in plan if name not in parameters}
+def _board(
+    storage: RDBStorage,
+    experiment: EmbeddedExperiment,
+    cells: Sequence[Cell],
+    options: SweepOptions,
+    search: BetaSearch | None,
+) -> Board:
+    parameters = parameters_of(cells, search)
+    shared = {name: Parameters() for name in experiment.tasks(cells) if name not in parameters}
 
-    def queue(name: str, tasks: Mapping[str, Parameters]) -> TaskQueue:
+    def queue(name: str, tasks: dict[str, Parameters]) -> TaskQueue:
         return TaskQueue(storage, name, tasks, options.max_errors, options.max_deaths)
 
-    return Board(queue(options.name, parameters), queue(f"{options.name}: what cells share", shared), plan)
+    of_cells, of_shared = queue(options.name, parameters), queue(f"{options.name}: what cells share", shared)
+    return Board(experiment, of_cells, of_shared, list(cells), search)
 
 
-def _conclude(
-    board: Board, client: MlflowClient, experiment: EmbeddedExperiment, console: Console, options: SweepOptions
-) -> ReportPaths | None:
+def _conclude(board: Board, client: MlflowClient, console: Console, options: SweepOptions) -> ReportPaths | None:
     """Report what was done, say where to look, and raise where something failed for good."""
+    experiment = board.experiment
     names = board.cells.tasks
     done = sum(board.states[name].state == "done" for name in names)
     report = None
@@ -213,6 +224,7 @@ def _conclude(
         )
         keep_report(client, experiment.study, report)
         console.print(f"best:          {best_cell(board)}", soft_wrap=True)
+        console.print(f"checkpoint:    {_best_checkpoint(board)}", soft_wrap=True)
     console.print(f"dashboard:     optuna-dashboard {shown_uri(options.storage_url)}", soft_wrap=True)
     uri = shown_uri(experiment.tracking_uri)
     console.print(f"compare runs:  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
@@ -225,20 +237,19 @@ def _conclude(
     return report
 
 
-def _work(
-    board: Board,
-    experiment: EmbeddedExperiment,
-    cells: Sequence[Cell],
-    context: Any,
-    options: SweepOptions,
-    console: Console,
-) -> bool:
+def _best_checkpoint(board: Board) -> Path:
+    best = best_trial(board)
+    assert best is not None  # some cell is done
+    name, seen = best[0], int(best[1].user_attrs[BEST_EXAMPLES_SEEN])
+    # Without a checkpoint within the KL budget, the reference is the best policy.
+    folder, needs = board.experiment.out, board.plan[name].needs
+    return checkpoint_path(folder / name / "checkpoints", seen) if seen else folder / needs[0] / "checkpoints/last.ckpt"
+
+
+def _work(board: Board, context: ForkServerContext, options: SweepOptions, console: Console) -> bool:
     """Let workers do it all; false where somebody stopped them."""
     stopping = threading.Event()
-    workers = [
-        Worker(board, context, experiment, cells, place, number, stopping)
-        for number, place in enumerate(_places(options))
-    ]
+    workers = [Worker(board, context, place, number, stopping) for number, place in enumerate(_places(options))]
     threads = [threading.Thread(target=worker.run, name=f"worker {worker.number}") for worker in workers]
     began = time.monotonic()
     for thread in threads:
@@ -273,26 +284,6 @@ def _places(options: SweepOptions) -> list[Place]:
     return [Place(threads, number % gpus if gpus else None) for number in range(count)]
 
 
-def _distributions(cells: Sequence[Cell]) -> dict[str, BaseDistribution]:
-    """The search space as Optuna shows it; what all cells have in common is no part of it, but beta always is."""
-    found: dict[str, BaseDistribution] = {}
-    for name in Cell.__dataclass_fields__:
-        values = sorted({getattr(cell, name) for cell in cells} - {None})
-        if not values or (len(values) == 1 and name != "beta"):
-            continue
-        if isinstance(values[0], str):
-            found[name] = CategoricalDistribution(values)
-        elif isinstance(values[0], int):
-            found[name] = IntDistribution(values[0], values[-1])
-        else:
-            found[name] = FloatDistribution(values[0], values[-1], log=values[0] > 0)
-    return found
-
-
-def _values(cell: Cell, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    return {name: getattr(cell, name) for name in distributions}
-
-
 def _record_failure(client: MlflowClient, parent: str, name: str, reason: str) -> None:
     """A run for what failed for good, so that the report tells of it."""
     tags = {PARENT_TAG: parent, NAME_TAG: name}
@@ -302,19 +293,22 @@ def _record_failure(client: MlflowClient, parent: str, name: str, reason: str) -
 
 
 def _cell_seconds(board: Board) -> float:
-    return math.fsum(
-        trial.user_attrs["seconds"] for name in board.cells.tasks if (trial := board.states[name].finished) is not None
-    )
+    """Of all trials, those that were interrupted included; what a killed worker did last is not known."""
+    trials = (trial for name in board.cells.tasks for trial in board.states[name].trials)
+    return math.fsum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials)
 
 
-def _print_plan(console: Console, cells: Sequence[Cell], recipe: Recipe, options: SweepOptions) -> None:
+def _print_plan(
+    console: Console, cells: Sequence[Cell], recipe: Recipe, options: SweepOptions, search: BetaSearch | None
+) -> None:
     plan = EmbeddedExperiment(options.folder, "", "", recipe).tasks(cells)
     names = {cell.name for cell in cells}
     shared = [name for name in plan if name not in names]
     for name, task in plan.items():
         console.print(f"{name}" + (f"  after {', '.join(task.needs)}" if name in shared and task.needs else ""))
+    more = "" if search is None else f", and up to {search.runs - len(cells)} more, as those before them suggest,"
     console.print(
-        f"{len(cells)} cells after {len(shared)} tasks that they share; {recipe.align_steps} steps of "
+        f"{len(cells)} cells{more} after {len(shared)} tasks that they share; {recipe.align_steps} steps of "
         f"{recipe.align_batch_size} pairs and {recipe.evaluation_prompts} prompts a checkpoint each",
         soft_wrap=True,
     )

@@ -26,6 +26,15 @@ from overopt.embedded import Cell, EmbeddedExperiment
 from overopt.sweep.shared_files import fetch, publish
 
 _SOCKETS = "overopt-sweep-"
+# By MLflow, Lightning's logger and transformers, when they are first used: each task would wait for them.
+_IMPORTED_LATE = (
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.store.db.utils",
+    "mlflow.tracing.provider",
+    "opentelemetry.sdk.metrics",
+    "alembic.command",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+)
 _PATIENCE = 20.0  # of a task that was told to stop [s]
 
 
@@ -70,7 +79,7 @@ def start_server() -> ForkServerContext:
     # Where the server's socket is. A killed process leaves multiprocessing's own, whose name says nothing of its owner.
     multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, *_IMPORTED_LATE])
     forkserver.ensure_running()
     return context
 

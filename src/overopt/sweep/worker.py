@@ -4,65 +4,18 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from overopt.embedded import BEST_WIN_RATE, Cell, EmbeddedExperiment, Task
-from overopt.sweep.queue import TaskQueue, TaskState
+from overopt.run_evaluations import BEST_WIN_RATE
+from overopt.sweep.board import Board
+from overopt.sweep.queue import SECONDS, TaskQueue, TaskState
 from overopt.sweep.task_process import Outcome, Place, TaskProcess
 
 _POLL = 1.0  # between looks at the queue, for those who wait [s]
-
-
-@dataclass
-class Board:
-    """All tasks of a sweep, in two studies: cells, and what cells share.
-
-    The shared ones have a study of their own, so that the cells' one shows nothing but cells.
-
-    Attributes:
-        cells: queue of the cells.
-        shared: queue of what they share.
-        plan: all tasks, in an order in which each comes after what it needs.
-        states: as last seen.
-    """
-
-    cells: TaskQueue
-    shared: TaskQueue
-    plan: Mapping[str, Task]
-    states: dict[str, TaskState] = field(default_factory=dict)
-
-    def queue_of(self, name: str) -> TaskQueue:
-        """The queue that has a task."""
-        return self.cells if name in self.cells.tasks else self.shared
-
-    def refresh(self) -> None:
-        """Give up the dead, queue what is missing, look."""
-        self.states = {**self.shared.refill(), **self.cells.refill()}
-
-    def blocked(self, name: str) -> bool:
-        """Whether a needed task has failed for good."""
-        return any(self.states[need].state == "failed" for need in self.plan[name].needs)
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left that could be done."""
-        return all(
-            task.state in ("done", "failed") or (task.state == "waiting" and self.blocked(name))
-            for name, task in self.states.items()
-        )
-
-    def ready(self) -> list[TaskState]:
-        """What could be done now, in the plan's order."""
-        return [
-            self.states[name]
-            for name, task in self.plan.items()
-            if self.states[name].state == "waiting" and all(self.states[need].state == "done" for need in task.needs)
-        ]
 
 
 @dataclass
@@ -72,8 +25,6 @@ class Worker:
     Attributes:
         board: the tasks.
         context: what processes are forked from.
-        experiment: that they belong to.
-        grid: its cells.
         place: where this worker's tasks compute.
         number: among the workers of this process.
         stopping: set by whoever wants it to stop.
@@ -82,8 +33,6 @@ class Worker:
 
     board: Board
     context: ForkServerContext
-    experiment: EmbeddedExperiment
-    grid: Sequence[Cell]
     place: Place
     number: int
     stopping: threading.Event
@@ -123,20 +72,21 @@ class Worker:
         return True
 
     def _have_done(self, name: str) -> Outcome:
-        process = TaskProcess(self.context, self.experiment, self.grid, name, self.place)
+        process = TaskProcess(self.context, self.board.experiment, self.board.grid, name, self.place)
         while (outcome := process.wait(_POLL)) is None:
             if self.stopping.is_set():
                 process.stop()
         return outcome
 
     def _tell(self, queue: TaskQueue, trial: FrozenTrial, outcome: Outcome) -> None:
+        seconds = round(outcome.seconds, 3)
         if outcome.result is not None:
-            attributes: dict[str, Any] = {**outcome.result, "seconds": round(outcome.seconds, 3)}
+            attributes: dict[str, Any] = {**outcome.result, SECONDS: seconds}
             queue.finish(trial, outcome.result.get(BEST_WIN_RATE, 0.0), attributes)
         elif self.stopping.is_set() or outcome.stopped:
-            queue.fail(trial, "stopped", outcome.error or "stopped")
+            queue.fail(trial, "stopped", outcome.error or "stopped", seconds)
         elif outcome.error is not None:
-            queue.fail(trial, "error", outcome.error)
+            queue.fail(trial, "error", outcome.error, seconds)
         else:
-            queue.fail(trial, "died", "its process died")
+            queue.fail(trial, "died", "its process died", seconds)
             time.sleep(_POLL)
