@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -85,6 +85,10 @@ bench-sampling: .venv/bench-ready
 
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
+
+# What a sequential sweep costs besides training and evaluation; about a quarter of an hour.
+bench-sweep: .venv/ready
+	$(BIN)/python benchmarks/sweep_overhead.py $(ARGS)
 
 # Predicted against measured memory; some minutes on two cores, ARGS='--device cuda' on a GPU.
 bench-plan: .venv/bench-ready

@@ -53,7 +53,7 @@ def main() -> None:
 
 def watch() -> None:
     """Clocks on the parts."""
-    from overopt import embedded
+    from overopt import embedded, run_evaluations
     from overopt.modules.step import StepModule
 
     started = 0.0
@@ -67,12 +67,12 @@ def watch() -> None:
 
     StepModule.on_train_start = before(StepModule.on_train_start, on_train_start)
     StepModule.on_train_end = before(StepModule.on_train_end, on_train_end)
-    for name, part in (
-        ("evaluate_paths", "evaluation"),
-        ("sample_pairs_to_file", "sampling and labelling pairs"),
-        ("label_pairs_to_folder", "sampling and labelling pairs"),
+    for module, name, part in (
+        (run_evaluations, "evaluate_paths", "evaluation"),
+        (embedded, "sample_pairs_to_file", "sampling and labelling pairs"),
+        (embedded, "label_pairs_to_folder", "sampling and labelling pairs"),
     ):
-        setattr(embedded, name, clocked(getattr(embedded, name), part))
+        setattr(module, name, clocked(getattr(module, name), part))
 
 
 def before(hook: Callable[..., Any], first: Callable[..., None]) -> Callable[..., Any]:

@@ -6,7 +6,6 @@ order, a sweep hands them to workers.
 """
 
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -43,7 +42,7 @@ from overopt.tracking.store import open_store
 from overopt.trainers import fit
 
 TRAINING_SECONDS, EVALUATION_SECONDS = "training_seconds", "evaluation_seconds"
-"""How long a task's training, and the evaluation of its checkpoints, took in the sitting that finished it."""
+"""How long a task trained, waits for evaluations included, and how long it evaluated in its last sitting."""
 
 
 @dataclass(frozen=True)
@@ -279,26 +278,17 @@ class EmbeddedExperiment:
             seed_everything(seed, verbose=False)
             with finishing(self.client, run_id):
                 log_params(self.client, run_id, {"seed": seed, "max_steps": max_steps})
-                began, asked = time.perf_counter(), 0.0
-
-                def over() -> bool:
-                    nonlocal asked
-                    begin = time.perf_counter()
-                    is_over = past_peak is not None and past_peak()
-                    asked += time.perf_counter() - begin
-                    return is_over
-
-                if not over():
-                    fit(
+                took = 0.0
+                if past_peak is None or not past_peak():
+                    took = fit(
                         module,
                         data,
                         stage.folder / "checkpoints",
                         tracking_uri=self.tracking_uri,
                         run_id=run_id,
                         max_steps=max_steps,
-                        on_saved=over,
+                        on_saved=past_peak,
                     )
-                took = time.perf_counter() - began - asked
                 self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
                 result = {TRAINING_SECONDS: took, **({} if then is None else then(run_id))}
             stage.finish(result)

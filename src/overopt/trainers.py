@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, Timer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
@@ -134,7 +134,7 @@ def fit(
     gradient_clip: float = 10.0,
     callbacks: list[Callback] | None = None,
     on_saved: Callable[[], bool] | None = None,
-) -> CheckpointSchedule:
+) -> float:
     """Train a module into ``folder``, from its newest checkpoint where there is one.
 
     Args:
@@ -149,10 +149,11 @@ def fit(
         on_saved: called after each checkpoint; where it gives true, the training ends there.
 
     Returns:
-        The schedule, which knows the checkpoints.
+        How long it trained [s]: from its first step to its last, before a resume too.
     """
     schedule = CheckpointSchedule(str(folder))
     schedule.on_saved = on_saved
+    timer = Timer()
     trainer = Trainer(
         accelerator="auto",
         devices=1,
@@ -166,9 +167,9 @@ def fit(
         use_distributed_sampler=False,
         default_root_dir=folder,
         logger=MLflowTracker(tracking_uri=tracking_uri, run_id=run_id),
-        callbacks=[schedule, RunRecord(), StageProgress(), *(callbacks or [])],
+        callbacks=[schedule, timer, RunRecord(), StageProgress(), *(callbacks or [])],
         plugins=[AtomicCheckpointIO()],
     )
     last = folder / "last.ckpt"
     trainer.fit(module, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    return schedule
+    return timer.time_elapsed("train")
