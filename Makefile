@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -38,7 +38,11 @@ reproducible: .venv/ready
 
 # The paper's grid, 63 cells, on the embedded default: a few hours on two cores, in as many sittings as it takes.
 beta-grid: .venv/ready
-	$(BIN)/python sweeps/beta_grid.py $(ARGS)
+	$(BIN)/python studies/beta_grid.py $(ARGS)
+
+# find_peak's seven runs against a grid of 21 betas, over three seeds, on fresh prompts; over an hour on two cores.
+find-peak: .venv/ready
+	$(BIN)/python studies/peak_search.py $(ARGS)
 
 # Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
 sweep-chaos: .venv/ready

@@ -20,17 +20,15 @@ The check value is published elsewhere: people choose the longer summary in abou
 """
 
 import argparse
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from kept import keep_summary
 from rich.progress import Progress
 
 from overopt.checkpoints.format import read_model_checkpoint
@@ -52,7 +50,6 @@ from overopt.evaluation.records import Comparison, Verdict
 from overopt.models.compute import stage_device
 from overopt.models.hf_export import stock_model, write_hf_folder
 from overopt.models.reward_model import load_reward_model
-from overopt.tracking.provenance import provenance
 
 SEED = 0
 # What a reward model reads at most: no summary of TL;DR is cut, a long post is. Rotary models read on where the
@@ -184,19 +181,9 @@ def main() -> None:
     ]
     shares = [length_line(of_unit, people, unit) for unit, of_unit in longer.items()]
     lines.append(f"people choose the longer summary: {'; '.join(shares)}")
-    keep(table, options.out, lines)
+    keep_summary(options.out, lines)  # numbers only, no text of the data
+    table.to_csv(options.out / "agreement.csv", index=False, float_format="%.6g")
     print("\n" + "\n".join(lines))
-
-
-def keep(table: pd.DataFrame, folder: Path, lines: list[str]) -> None:
-    """Numbers only, no text of the data, with how they were made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "agreement.csv", index=False, float_format="%.6g")
-    origin = [f"{name}: {value}" for name, value in {"date": f"{date.today()}", **provenance()}.items()]
-    command = shlex.join(["python", *sys.argv])
-    (folder / "summary.txt").write_text(
-        "\n".join([*lines, "", f"command: {command}", *origin]) + "\n", encoding="utf-8"
-    )
 
 
 if __name__ == "__main__":

@@ -15,16 +15,13 @@ The last line says how many of the seeds hold all three.
 """
 
 import argparse
-import shlex
-import shutil
-import sys
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from kept import keep_report, keep_summary
 from scipy.stats import spearmanr
 
 from overopt.analysis.fitting import fit_law
@@ -32,7 +29,6 @@ from overopt.analysis.laws import LAWS, distance
 from overopt.embedded import Recipe
 from overopt.evaluation.records import read_completions
 from overopt.quickstart import run_quickstart
-from overopt.tracking.provenance import provenance
 
 RESAMPLES = 10_000
 
@@ -118,20 +114,9 @@ def main() -> None:
     ]
     lines.append(f"all three claims hold in {sum(c.hold for c in claims.values())} of {len(claims)} seeds")
     if options.keep is not None:
-        keep(report, options.keep, lines)
+        keep_report(options.keep, report)
+        keep_summary(options.keep, lines)
     print("\n" + "\n".join(lines))
-
-
-def keep(report: Path, folder: Path, lines: list[str]) -> None:
-    """Copy what a reader wants to see without running it, with how it was made."""
-    shutil.copytree(report / "figures", folder / "figures", dirs_exist_ok=True)
-    for name in ("points.csv", "fits.csv"):
-        shutil.copy(report / name, folder / name)
-    origin = [f"{name}: {value}" for name, value in {"date": f"{date.today()}", **provenance()}.items()]
-    command = shlex.join(["python", *sys.argv])
-    (folder / "summary.txt").write_text(
-        "\n".join([*lines, "", f"command: {command}", *origin]) + "\n", encoding="utf-8"
-    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,13 @@ import optuna
 import pandas as pd
 import psutil
 import psycopg
+from kept import keep_summary
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from overopt.embedded import Cell, Recipe
-from overopt.sweep.run import add_options, options_of, run_sweep
-from overopt.tracking.provenance import provenance
+from overopt.sweep.options import add_options, options_of
+from overopt.sweep.run import run_sweep
 from overopt.tracking.store import driver_url
 from overopt.user_errors import one_line_errors
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and victims")
     parser.add_argument("--folder", type=Path, help="to keep everything in; a temporary one by default")
-    parser.add_argument("--keep", type=Path, help="file for the summary")
+    parser.add_argument("--keep", type=Path, help="folder for the summary")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     add_options(parser, NAME)
     arguments = parser.parse_args()
@@ -182,9 +182,7 @@ def main() -> None:
     lines = [f"{'holds' if holds else 'DOES NOT HOLD'}: {check}" for check, holds in found.items()]
     lines.append(f"{len(killed)} kills ({counts}): {sum(found.values())} of {len(found)} checks hold")
     if arguments.keep is not None:
-        arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-        origin = [f"date: {date.today()}", *(f"{name}: {value}" for name, value in provenance().items())]
-        arguments.keep.write_text("\n".join([*lines, "", *origin]) + "\n", encoding="utf-8")
+        keep_summary(arguments.keep, lines)
     if arguments.folder is None and all(found.values()):
         shutil.rmtree(folder)
     print("\n".join(lines))

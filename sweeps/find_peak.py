@@ -13,7 +13,8 @@ from dataclasses import replace
 from overopt.embedded import Cell, Recipe
 from overopt.run_evaluations import PeakRule
 from overopt.sweep.beta_search import BetaSearch
-from overopt.sweep.run import add_options, add_recipe_options, options_of, recipe_of, run_sweep
+from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
+from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors
 
 

@@ -9,7 +9,8 @@ import argparse
 from itertools import product
 
 from overopt.embedded import Cell, Recipe
-from overopt.sweep.run import add_options, add_recipe_options, options_of, recipe_of, run_sweep
+from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
+from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors
 
 

@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 
 from overopt.embedded import Cell, Recipe
-from overopt.sweep.run import SweepOptions, add_options, options_of, run_sweep
+from overopt.sweep.options import SweepOptions, add_options, options_of
+from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors
 
 

@@ -5,18 +5,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 from postgres_server import postgres
 from small_sweep import cells, options, small_recipe
 
-from overopt.embedded import Cell, Recipe
+from overopt.embedded import Cell, EmbeddedExperiment, Recipe
+from overopt.modules.checkpoint_schedule import checkpoint_paths
+from overopt.run_evaluations import PeakRule
+from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.run import run_sweep
 
 HERE = Path(__file__).parent
@@ -239,3 +244,68 @@ def test_bad_numbers_are_refused(tmp_path):
         Recipe(evaluation_prompts=0)
     with pytest.raises(ValueError, match="no size '7B'"):
         Cell(size="7B")
+
+
+def test_evaluating_while_it_trains_changes_nothing(done, preference_folder, tmp_path, monkeypatch):
+    """A run that never gets past its peak is the run that is evaluated at its end."""
+    recipe = replace(small_recipe(preference_folder), peak=PeakRule(standard_errors=1e9))
+    experiment = EmbeddedExperiment(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "0" * 32, recipe)
+    torch.set_num_threads(1)  # as `done` has
+    grid = [Cell("dpo", 0.1, "0.4M")]
+    for task in experiment.tasks(grid).values():
+        task.run()
+    [run] = experiment.client.search_runs(
+        [e.experiment_id for e in experiment.client.search_experiments()], "tags.`overopt.stage` = 'align'"
+    )
+    expected = points(done).query("beta == 0.1").set_index("examples_seen")
+    for name in ("kl_nats", "win_rate", "forward_kl_nats", "loss"):
+        history = {m.step: m.value for m in experiment.client.get_metric_history(run.info.run_id, f"eval/{name}")}
+        assert history == pytest.approx(expected[name].to_dict(), rel=1e-9)
+
+
+def test_a_run_past_its_peak_ends_there_and_a_resumed_one_too(preference_folder, tmp_path):
+    recipe = replace(small_recipe(preference_folder), peak=PeakRule(kl_budget=1e-9, standard_errors=1.0))
+    experiment = EmbeddedExperiment(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "0" * 32, recipe)
+    [cell] = grid = [Cell("dpo", 0.1, "0.4M")]
+    results = {name: task.run() for name, task in experiment.tasks(grid).items()}
+    saved = checkpoint_paths(tmp_path / cell.name / "checkpoints")
+    assert len(saved) == 1
+    assert results[cell.name]["best/examples_seen"] == 0  # all that was trained is beyond the budget
+    # As a kill would have left it between its last checkpoint and the record.
+    record = tmp_path / cell.name / "stage.json"
+    record.write_text(record.read_text().replace('"done"', '"begun"'))
+    again = EmbeddedExperiment(tmp_path, experiment.tracking_uri, experiment.study, recipe)
+    result = again.tasks(grid)[cell.name].run()
+    assert checkpoint_paths(tmp_path / cell.name / "checkpoints") == saved
+    assert result["best/win_rate"] == results[cell.name]["best/win_rate"]
+
+
+def test_a_search_goes_on_where_it_was_and_joins_what_others_try(preference_folder, tmp_path):
+    recipe = small_recipe(preference_folder, 3)
+    search = BetaSearch(Cell(size="0.4M"), 0.02, 0.5, runs=5)
+    storage = f"sqlite:///{tmp_path}/out/sweep.db"
+
+    def betas():
+        trials = [trial for trial in study(storage).trials if trial.state == TrialState.COMPLETE]
+        return sorted(trial.params["beta"] for trial in trials)
+
+    class EnoughError(Exception):
+        pass
+
+    def ask_once(self, values):
+        if len(values) > 3:
+            raise EnoughError
+        return self.cell_at(0.123)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BetaSearch, "next_cell", ask_once)  # not what the process would have proposed
+        with pytest.raises(EnoughError):
+            run_sweep(search.first_cells(), recipe, options(tmp_path), search)
+    assert len(betas()) == 4
+    run_sweep(search.first_cells(), recipe, options(tmp_path), search)
+    found = betas()
+    assert len(found) == 5
+    assert 0.123 in found
+    assert len(pd.read_csv(tmp_path / "out/report/points.csv").beta.unique()) == 5
+    with pytest.raises(ValueError, match=r"another search .runs: 5 there, 6 here"):
+        run_sweep(search.first_cells(), recipe, options(tmp_path), replace(search, runs=6))

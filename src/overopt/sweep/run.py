@@ -1,11 +1,12 @@
 """A sweep from beginning to end: what every script in ``sweeps/`` calls."""
 
-import argparse
 import math
+import os
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
+from submitit import Job
 
 from overopt.analysis.report import ReportPaths
 from overopt.analysis.store_report import keep_report, report_from_store
@@ -24,8 +26,10 @@ from overopt.modules.checkpoint_schedule import checkpoint_path
 from overopt.run_evaluations import BEST_EXAMPLES_SEEN
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.board import Board, parameters_of
+from overopt.sweep.cluster_jobs import cancel, submit
 from overopt.sweep.definition import code_fingerprint, require_same
 from overopt.sweep.live_view import best_cell, best_trial, failed_tasks, view
+from overopt.sweep.options import SweepOptions
 from overopt.sweep.queue import SECONDS, Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, remove_left_folders, start_server
@@ -33,99 +37,10 @@ from overopt.sweep.worker import Worker
 from overopt.tracking.runs import FAILURE_TAG, NAME_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
 from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
 
-_PARENT = "parent_run"
-
-
-@dataclass(frozen=True)
-class SweepOptions:
-    """How a sweep is run; none of it changes its results.
-
-    Attributes:
-        name: of study, parent run and folder.
-        storage: SQLAlchemy URL of Optuna's storage; ``OUT/sweep.db`` by default.
-        out: folder for everything but the tracking store; ``outputs/sweeps/NAME`` by default.
-        tracking_uri: MLflow store.
-        workers: of this process, each with one task at a time; one a GPU, or one on a CPU, by default.
-        cells_per_gpu: workers that share a GPU.
-        max_errors: a task that raised so often has failed for good.
-        max_deaths: so has one whose process died so often.
-        heartbeat: seconds between signs of life.
-        grace: seconds without one after which others take over.
-        dry_run: print cells and plan, and stop.
-    """
-
-    name: str
-    storage: str | None = None
-    out: Path | None = None
-    tracking_uri: str | None = None
-    workers: int | None = None
-    cells_per_gpu: int = 1
-    max_errors: int = 3
-    max_deaths: int = 10
-    heartbeat: int = 10
-    grace: int = 60
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int) and name != "dry_run"}
-        if low := {name: value for name, value in numbers.items() if value < 1}:
-            found = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in low.items())
-            raise ValueError(f"need at least 1, got {found}")
-        if self.grace <= self.heartbeat:
-            raise ValueError(f"--grace is longer than --heartbeat, got {self.grace} and {self.heartbeat} seconds")
-
-    @property
-    def folder(self) -> Path:
-        """Of everything but the tracking store."""
-        return (self.out or Path("outputs/sweeps") / self.name).resolve()
-
-    @property
-    def storage_url(self) -> str:
-        """Of Optuna's storage."""
-        return self.storage or f"sqlite:///{self.folder / 'sweep.db'}"
-
-
-def add_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options that all sweeps have."""
-    group = parser.add_argument_group("how it is run")
-    defaults = SweepOptions(name)
-    group.add_argument("--name", default=name, help="of study, parent run and folder")
-    group.add_argument("--storage", help="Optuna storage: sqlite:///FILE or postgresql://USER:PASSWORD@HOST/DATABASE")
-    group.add_argument("--out", type=Path, help="folder for checkpoints and completions; outputs/sweeps/NAME")
-    group.add_argument("--tracking-uri", help="MLflow store; MLFLOW_TRACKING_URI, or SQLite in mlruns/")
-    group.add_argument("--workers", type=int, help="tasks at a time; one a GPU, or one on a CPU")
-    group.add_argument("--cells-per-gpu", type=int, default=defaults.cells_per_gpu, help="workers that share a GPU")
-    group.add_argument("--max-errors", type=int, default=defaults.max_errors, help="then a task has failed for good")
-    group.add_argument("--max-deaths", type=int, default=defaults.max_deaths, help="the same for killed processes")
-    group.add_argument("--heartbeat", type=int, default=defaults.heartbeat, help="seconds between signs of life")
-    group.add_argument("--grace", type=int, default=defaults.grace, help="seconds without one until others take over")
-    group.add_argument("--dry-run", action="store_true", help="print cells and plan, and stop")
-
-
-def options_of(arguments: argparse.Namespace) -> SweepOptions:
-    """What :func:`add_options` has read."""
-    return SweepOptions(**{name: getattr(arguments, name) for name in SweepOptions.__dataclass_fields__})
-
-
-def add_recipe_options(parser: argparse.ArgumentParser) -> None:
-    """The options that change the recipe."""
-    group = parser.add_argument_group("what is trained")
-    recipe = Recipe()
-    group.add_argument("--prompts", type=int, default=recipe.evaluation_prompts, help="held-out prompts")
-    group.add_argument("--steps", type=int, default=recipe.align_steps, help="optimiser steps of a cell")
-    group.add_argument("--source", default=recipe.source, help="of the texts, as overopt data-report has it")
-    group.add_argument("--path", help="file or folder of the source")
-
-
-def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """What :func:`add_recipe_options` has read."""
-    return replace(
-        Recipe(),
-        evaluation_prompts=arguments.prompts,
-        align_steps=arguments.steps,
-        source=arguments.source,
-        path=arguments.path,
-    )
+PARENT_ATTRIBUTE = "parent_run"
+"""Of a study: the id of its run in the tracking store."""
+_LOOK = 1.0  # between pictures of the board [s]
+_PATIENCE = 60.0  # with jobs that have nothing left to do [s]
 
 
 def run_sweep(
@@ -153,8 +68,10 @@ def run_sweep(
     if options.dry_run:
         _print_plan(console, cells, recipe, options, search)
         return None
-    context = start_server()
+    context = start_server() if options.job is None else None
     uri = resolve_tracking_uri(options.tracking_uri)
+    if options.job is not None:
+        options.job.require_reach(options.storage_url, uri)
     client = open_store(uri, create=True)
     storage = open_storage(options.storage_url, options.heartbeat, options.grace)
     experiment = EmbeddedExperiment(options.folder, uri, "", recipe)
@@ -172,12 +89,22 @@ def run_sweep(
     client.update_run(parent, status="RUNNING")
     board = _board(storage, experiment, cells, options, search)
     board.refresh()
-    finished = _work(board, context, options, console)
+    if context is not None:
+        stopped = _work_here(board, context, options, console)
+    else:
+        assert options.job is not None
+        here = replace(options, out=options.folder, storage=options.storage_url, tracking_uri=uri, job=None)
+        work = partial(run_sweep, list(cells), recipe, here, search)
+        stopped = _work_in_jobs(
+            board, submit(options.job, work, options.name, options.folder / "jobs"), options, console
+        )
+        if stopped is not None and options.job.launcher == "slurm":
+            raise KeyboardInterrupt  # the jobs go on, and end their runs themselves
     for task in failed_tasks(board):
         _record_failure(client, parent, task.name, task.reason)
-    if not finished:
+    if stopped is not None:
         client.set_terminated(parent, "KILLED")
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt from stopped
     for name in [*board.plan, "cache", "report"]:
         remove_unfinished(options.folder / name)
     remove_left_folders()
@@ -187,10 +114,10 @@ def run_sweep(
 
 def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
     """The study's run in the tracking store, made by whoever comes first."""
-    known = study.user_attrs.get(_PARENT)
+    known = study.user_attrs.get(PARENT_ATTRIBUTE)
     if known is None:
         known = start_run(client, name, "study")
-        study.set_user_attr(_PARENT, known)
+        study.set_user_attr(PARENT_ATTRIBUTE, known)
     require_run(client, known)
     return str(known)
 
@@ -246,42 +173,91 @@ def _best_checkpoint(board: Board) -> Path:
     return checkpoint_path(folder / name / "checkpoints", seen) if seen else folder / needs[0] / "checkpoints/last.ckpt"
 
 
-def _work(board: Board, context: ForkServerContext, options: SweepOptions, console: Console) -> bool:
-    """Let workers do it all; false where somebody stopped them."""
+def _work_here(
+    board: Board, context: ForkServerContext, options: SweepOptions, console: Console
+) -> BaseException | None:
+    """Let workers do it all; gives what somebody stopped them by."""
     stopping = threading.Event()
     workers = [Worker(board, context, place, number, stopping) for number, place in enumerate(_places(options))]
     threads = [threading.Thread(target=worker.run, name=f"worker {worker.number}") for worker in workers]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
-    interrupted = False
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while any(thread.is_alive() for thread in threads):
-            try:
-                live.update(view(board, workers, began), refresh=console.is_terminal)
-                for thread in threads:
-                    thread.join(1.0 / len(threads))
-            except (KeyboardInterrupt, SystemExit):
-                interrupted = True
-                stopping.set()
-        live.update(view(board, workers, began), refresh=True)
-    if not console.is_terminal:
-        console.print()  # which ends the last picture's line
+
+    def wait() -> bool:
+        for thread in threads:
+            thread.join(_LOOK / len(threads))
+        return any(thread.is_alive() for thread in threads)
+
+    stopped = _watch(board, workers, wait, stopping.set, console)
     for worker in workers:
         if worker.failure is not None:
             raise worker.failure
-    return not interrupted
+    return stopped
+
+
+def _work_in_jobs(
+    board: Board, jobs: Sequence[Job[None]], options: SweepOptions, console: Console
+) -> BaseException | None:
+    """Watch jobs do it all; gives what somebody stopped the watching by."""
+    assert options.job is not None
+    numbers, launcher = " ".join(job.job_id for job in jobs), options.job.launcher
+    console.print(f"{launcher} jobs {numbers}, their output in {options.folder / 'jobs'}", soft_wrap=True)
+    left = threading.Event()
+
+    def wait() -> bool:
+        if left.is_set():
+            return False
+        time.sleep(_LOOK)
+        board.refresh()
+        return not board.over and not all(job.done() for job in jobs)
+
+    stopped = _watch(board, [], wait, left.set, console)
+    if stopped is not None and launcher == "slurm":
+        console.print(f"the jobs go on; this ends them: scancel {numbers}", soft_wrap=True)
+        return stopped
+    if stopped is None and not board.over:
+        raise ValueError(
+            f"all jobs have ended and tasks are left: {options.folder / 'jobs'} says why; start the same command again "
+            "to go on"
+        )
+    deadline = time.monotonic() + (0 if stopped else _PATIENCE)
+    while not all(job.done() for job in jobs) and time.monotonic() < deadline:
+        time.sleep(0.1)  # they write their reports
+    cancel(jobs, _PATIENCE)
+    return stopped
+
+
+def _watch(
+    board: Board, workers: Sequence[Worker], wait: Callable[[], bool], stop: Callable[[], None], console: Console
+) -> BaseException | None:
+    """Show the board as long as there is something to wait for; gives what somebody stopped it by."""
+    began, stopped = time.monotonic(), None
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        going = True
+        while going:
+            try:
+                live.update(view(board, workers, began), refresh=console.is_terminal)
+                going = wait()
+            except (KeyboardInterrupt, SystemExit) as request:
+                stopped = request
+                stop()
+        live.update(view(board, workers, began), refresh=True)
+    if not console.is_terminal:
+        console.print()  # which ends the last picture's line
+    return stopped
 
 
 def _places(options: SweepOptions) -> list[Place]:
     gpus = torch.cuda.device_count()  # which does not begin to use them
+    # A cluster may have given this job some of the machine's.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     count = options.workers or max(1, gpus * options.cells_per_gpu)
     if gpus and count > gpus * options.cells_per_gpu:
         raise ValueError(
             f"{count} workers on {gpus} GPU(s) need --cells-per-gpu {-(-count // gpus)}, got {options.cells_per_gpu}"
         )
     threads = max(1, torch.get_num_threads() // count)
-    return [Place(threads, number % gpus if gpus else None) for number in range(count)]
+    return [Place(threads, visible[number % gpus] if gpus else None) for number in range(count)]
 
 
 def _record_failure(client: MlflowClient, parent: str, name: str, reason: str) -> None:

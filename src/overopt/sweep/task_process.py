@@ -26,6 +26,7 @@ from overopt.embedded import Cell, EmbeddedExperiment
 from overopt.sweep.shared_files import fetch, publish
 
 _SOCKETS = "overopt-sweep-"
+_SIGNALS = "overopt.sweep.ignored_signals"
 # By MLflow, Lightning's logger and transformers, when they are first used: each task would wait for them.
 _IMPORTED_LATE = (
     "mlflow.store.tracking.sqlalchemy_store",
@@ -44,11 +45,11 @@ class Place:
 
     Attributes:
         threads: of a CPU.
-        device: index of its GPU; none on a CPU.
+        device: its GPU, as ``CUDA_VISIBLE_DEVICES`` names it; none on a CPU.
     """
 
     threads: int
-    device: int | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def start_server() -> ForkServerContext:
     # Where the server's socket is. A killed process leaves multiprocessing's own, whose name says nothing of its owner.
     multiprocessing.current_process()._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, *_IMPORTED_LATE])
+    context.set_forkserver_preload([_SIGNALS, __name__, *_IMPORTED_LATE])
     forkserver.ensure_running()
     return context
 
@@ -151,7 +152,7 @@ def run_task(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to tell
     signal.signal(signal.SIGTERM, _stop)
     if place.device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(place.device)  # before CUDA is asked for anything
+        os.environ["CUDA_VISIBLE_DEVICES"] = place.device  # before CUDA is asked for anything
     import torch
 
     torch.set_num_threads(place.threads)

@@ -1,0 +1,31 @@
+"""Results that a reader sees without running them, with how they were made."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from overopt.tracking.provenance import provenance
+
+
+def keep_summary(folder: Path, lines: Sequence[str], command: Sequence[str] | None = None) -> None:
+    """Write ``summary.txt``: what was found, by which command, versions and date.
+
+    Args:
+        folder: of the results.
+        lines: what was found.
+        command: that made them; this process's own by default.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    origin = [f"{name}: {value}" for name, value in {"date": f"{date.today()}", **provenance()}.items()]
+    words = shlex.join(["python", *(command or sys.argv)])
+    (folder / "summary.txt").write_text("\n".join([*lines, "", f"command: {words}", *origin]) + "\n", encoding="utf-8")
+
+
+def keep_report(folder: Path, report: Path) -> None:
+    """Copy a report's points, fits and figures."""
+    shutil.copytree(report / "figures", folder / "figures", dirs_exist_ok=True)
+    for name in ("points.csv", "fits.csv"):
+        shutil.copy(report / name, folder / name)
