@@ -3,9 +3,9 @@
     python benchmarks/sweep_overhead.py
 
 Runs ``sweeps/beta_grid.py`` from nothing, one cell after another, and divides its wall time, less that of the tasks
-that cells share, by the sum of its cells' training and evaluation. Training counts from a model's first step to its
-last, evaluation from its first checkpoint to its last; processes, imports, data, trainers, stores and the report are
-overhead.
+that cells share, by the sum of its cells' training and evaluation. What cells share begins with the texts, which are
+read before the sweep is started. Training counts from a model's first step to its last, evaluation from opening
+policies, judge and prompts to the last checkpoint; processes, imports, trainers, stores and the report are overhead.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import optuna
 from tables import machine, write_table
 
-from overopt.embedded import EVALUATION_SECONDS, TRAINING_SECONDS
+from overopt.embedded import EVALUATION_SECONDS, TRAINING_SECONDS, EmbeddedExperiment
 from overopt.sweep.queue import SECONDS
 
 HERE = Path(__file__).parent
@@ -34,6 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        begin = time.perf_counter()
+        EmbeddedExperiment(folder, "", "").fingerprint()
+        reading = time.perf_counter() - begin
         command = [sys.executable, SCRIPT, "--name", "overhead", "--out", folder, "--workers", "1"]
         begin = time.perf_counter()
         subprocess.run(
@@ -62,7 +65,7 @@ def main() -> None:
         {"part": part, "s": f"{value:.1f}", "of the whole": f"{value / whole:.1%}"} for part, value in parts.items()
     ]
     title = f"A sequential sweep of {len(cells)} cells, part by part ({' '.join(arguments.grid)})"
-    notes = [*machine(), f"the tasks that cells share took another {wall - whole:.0f} s"]
+    notes = [*machine(), f"the tasks that cells share took another {wall - whole + reading:.0f} s"]
     write_table(arguments.out / "sweep_overhead.md", title, rows, notes)
     print(f"the whole is {whole / work:.3f}x the training and evaluation of its {len(cells)} cells")
 

@@ -125,15 +125,15 @@ def main() -> None:
         within = lost.mean() <= MARGIN and search_choice.runs <= options.runs
         reached += within
         lines.append(
-            f"seed {seed}: {grid_choice.runs} betas choose {grid_choice} (win rate {wins['grid'].mean():.3f}, KL "
-            f"{results['grid'][0]:.1f} nats); {search_choice.runs} runs choose {search_choice} "
+            f"seed {seed}: {grid_choice.runs} betas choose {grid_choice} (win rate {wins['grid'].mean():.3f}, "
+            f"KL {results['grid'][0]:.1f} nats); {search_choice.runs} runs choose {search_choice} "
             f"({wins['search'].mean():.3f}, {results['search'][0]:.1f}) with "
             f"{search_choice.pairs / grid_choice.pairs:.0%} of the training; lost by searching "
             f"{lost.mean():+.4f} +- {standard_error:.4f} on {len(lost)} fresh prompts"
         )
     lines.append(
-        f"a search of at most {options.runs} runs comes within {MARGIN} of a grid of {options.betas} betas in {reached} "
-        f"of {len(options.seeds)} seeds"
+        f"a search of at most {options.runs} runs comes within {MARGIN} of a grid of {options.betas} betas in "
+        f"{reached} of {len(options.seeds)} seeds"
     )
     if options.keep is not None:
         keep_summary(options.keep, lines)

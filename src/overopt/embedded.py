@@ -6,6 +6,7 @@ order, a sweep hands them to workers.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
@@ -42,7 +43,8 @@ from overopt.tracking.store import open_store
 from overopt.trainers import fit
 
 TRAINING_SECONDS, EVALUATION_SECONDS = "training_seconds", "evaluation_seconds"
-"""How long a task trained, waits for evaluations included, and how long it evaluated in its last sitting."""
+"""How long a task trained, waits for evaluations included, and how long it evaluated in its last sitting, from opening
+policies, judge and prompts."""
 
 
 @dataclass(frozen=True)
@@ -398,8 +400,10 @@ class EmbeddedExperiment:
         rule, optimizer = self.recipe.peak, self.recipe.align_optimizer
         if cell.learning_rate is not None:
             optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        began = time.perf_counter()
         evaluator = self._evaluator(cell.size, cell.seed)
-        evaluations = RunEvaluations(evaluator, self.out / cell.name, rule)
+        opened = time.perf_counter() - began
+        evaluations = RunEvaluations(evaluator, self.out / cell.name, rule, seconds=opened)
         module = DirectAlignmentModule(
             str(self._checkpoint(_sft_name(cell.size, cell.seed))),
             cell.objective,

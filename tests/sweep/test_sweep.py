@@ -246,14 +246,17 @@ def test_bad_numbers_are_refused(tmp_path):
         Cell(size="7B")
 
 
-def test_evaluating_while_it_trains_changes_nothing(done, preference_folder, tmp_path, monkeypatch):
+def test_evaluating_while_it_trains_changes_nothing(done, preference_folder, tmp_path):
     """A run that never gets past its peak is the run that is evaluated at its end."""
     recipe = replace(small_recipe(preference_folder), peak=PeakRule(standard_errors=1e9))
     experiment = EmbeddedExperiment(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "0" * 32, recipe)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as `done` has
-    grid = [Cell("dpo", 0.1, "0.4M")]
-    for task in experiment.tasks(grid).values():
-        task.run()
+    try:
+        for task in experiment.tasks([Cell("dpo", 0.1, "0.4M")]).values():
+            task.run()
+    finally:
+        torch.set_num_threads(threads)
     [run] = experiment.client.search_runs(
         [e.experiment_id for e in experiment.client.search_experiments()], "tags.`overopt.stage` = 'align'"
     )
