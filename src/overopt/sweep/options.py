@@ -131,8 +131,10 @@ def read_preset(file: Path) -> Recipe:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, "recipe")
     try:
-        settings = yaml.safe_load(file.read_text())
-        recipe: Recipe = parser.instantiate_classes(parser.parse_object({"recipe": settings or {}})).recipe
+        settings = yaml.safe_load(file.read_text()) or {}
+        if not isinstance(settings, dict):
+            raise ValueError(f"{file} is no preset: expected a mapping of settings, such as align_steps: 256")
+        recipe: Recipe = parser.instantiate(parser.parse_object({"recipe": settings})).recipe
     except (OSError, yaml.YAMLError, jsonargparse.ArgumentError) as error:
         raise ValueError(f"{file} is no preset: {' '.join(str(error).split())}") from error
     return recipe
