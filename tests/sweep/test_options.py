@@ -45,5 +45,5 @@ def test_bad_presets_are_refused_in_one_line(tmp_path, text, message):
 
 
 def test_a_preset_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="none.yaml is no preset: .*No such file"):
+    with pytest.raises(ValueError, match=r"none.yaml is no preset: .*No such file"):
         read_preset(tmp_path / "none.yaml")
