@@ -1,33 +1,15 @@
-import os
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from optuna.trial import TrialState
 from small_sweep import cells, options, small_recipe
-from test_sweep import BETAS, points, runs, study, unfinished
+from sweep_script import points, runs, start, study, unfinished
 
 from overopt.sweep.cluster_jobs import JobOptions, submit
 from overopt.sweep.run import run_sweep
-
-HERE = Path(__file__).parent
-
-
-def start(texts, folder, *more):
-    command = [sys.executable, HERE / "small_sweep.py", texts, "--out", folder / "out", "--launcher", "local"]
-    command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db", "--heartbeat", "1", "--grace", "4", *more]
-    return subprocess.Popen(
-        [str(part) for part in command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def job_output(folder):
@@ -36,7 +18,7 @@ def job_output(folder):
 
 def test_jobs_do_the_sweep_and_one_that_is_preempted_goes_on(preference_folder, tmp_path):
     """submitit's own signal to a job that is about to lose its machine, in the middle of a cell."""
-    launcher = start(preference_folder, tmp_path, "--steps", "40", "--betas", "0.02", "0.1")
+    launcher = start(preference_folder, tmp_path, "--launcher", "local", "--steps", "40", "--betas", "0.02", "0.1")
     deadline = time.monotonic() + 150
     while not list(tmp_path.glob("out/dpo-*/checkpoints/examples-*.ckpt")):
         assert launcher.poll() is None, launcher.communicate()[0] + job_output(tmp_path)
@@ -61,7 +43,7 @@ def test_jobs_do_the_sweep_and_one_that_is_preempted_goes_on(preference_folder, 
 def test_jobs_that_end_too_early_are_told_of(preference_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")  # which submitit starts its jobs by
     with pytest.raises(ValueError, match=r"all jobs have ended and tasks are left: .*jobs says why"):
-        run_sweep(cells(["dpo"], BETAS), small_recipe(preference_folder), options(tmp_path, job=JobOptions("local")))
+        run_sweep(cells(["dpo"], [0.1]), small_recipe(preference_folder), options(tmp_path, job=JobOptions("local")))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +60,7 @@ def test_bad_job_options_are_refused(job, message):
 
 def test_slurm_wants_stores_that_other_machines_reach(preference_folder, tmp_path):
     with pytest.raises(ValueError, match=r"share no SQLite file such as sqlite:///.*: give --storage postgresql://"):
-        run_sweep(cells(["dpo"], BETAS), small_recipe(preference_folder), options(tmp_path, job=JobOptions("slurm")))
+        run_sweep(cells(["dpo"], [0.1]), small_recipe(preference_folder), options(tmp_path, job=JobOptions("slurm")))
     assert not (tmp_path / "out" / "jobs").exists()
 
 

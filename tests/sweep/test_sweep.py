@@ -1,56 +1,33 @@
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
-import optuna
 import pandas as pd
 import psutil
 import pytest
 import torch
-from mlflow import MlflowClient
 from optuna.trial import TrialState
 from postgres_server import postgres
 from small_sweep import cells, options, small_recipe
+from sweep_script import points, runs, start, study, unfinished
 
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
 from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.run_evaluations import PeakRule
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.run import run_sweep
+from overopt.tracking.store import driver_url
 
-HERE = Path(__file__).parent
 BETAS = [0.02, 0.1, 0.5]
-
-
-def points(folder):
-    table = pd.read_csv(folder / "out" / "report" / "points.csv")
-    return table.drop(columns="run_id")
-
-
-def runs(uri):
-    client = MlflowClient(uri)
-    return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-
-
-def study(storage):
-    return optuna.load_study(study_name="small", storage=storage)
-
-
-def unfinished(folder):
-    return [path for path in folder.rglob("*") if path.name.endswith((".tmp", ".partial", ".lock"))]
 
 
 @pytest.fixture(scope="module")
 def done(preference_folder, tmp_path_factory):
     """A sweep that nobody disturbed, on as many threads as those that it is compared with: their number rounds."""
     folder = tmp_path_factory.mktemp("sweep")
-    worker = start(preference_folder, folder, f"sqlite:///{folder}/out/sweep.db", f"sqlite:///{folder}/mlflow.db")
+    worker = start(preference_folder, folder)
     output, _ = worker.communicate(timeout=200)
     assert worker.returncode == 0, output
     return folder
@@ -85,20 +62,20 @@ def test_started_again_nothing_is_done_again(done, preference_folder):
 
 def test_two_machines_on_postgres_share_the_work_and_get_what_one_gets(done, preference_folder, tmp_path):
     with postgres(tmp_path / "postgres") as server:
+        storage, tracking = server.get_uri("optuna"), server.get_uri("mlflow")
         # Each has a folder of its own; what cells share comes from the other through the tracking store.
         workers = [
-            start(preference_folder, tmp_path / name, server.get_uri("optuna"), server.get_uri("mlflow"))
+            start(preference_folder, tmp_path / name, "--storage", storage, "--tracking-uri", tracking)
             for name in ("one", "two")
         ]
         for worker in workers:
             output, _ = worker.communicate(timeout=200)
             assert worker.returncode == 0, output
-        storage = server.get_uri("optuna").replace("postgresql:", "postgresql+psycopg:")
-        trials = study(storage).trials
+        trials = study(driver_url(storage)).trials
         completed = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         assert sorted(trial.params["beta"] for trial in completed) == BETAS
         assert not [trial for trial in trials if trial.state in (TrialState.RUNNING, TrialState.WAITING)]
-        tracked = runs(server.get_uri("mlflow").replace("postgresql:", "postgresql+psycopg:"))
+        tracked = runs(driver_url(tracking))
         assert {run.info.status for run in tracked} == {"FINISHED"}
         assert len(tracked) == 6  # parent, SFT, gold model, three cells
     for name in ("one", "two"):
@@ -106,23 +83,9 @@ def test_two_machines_on_postgres_share_the_work_and_get_what_one_gets(done, pre
         assert not unfinished(tmp_path / name)
 
 
-def start(texts, folder, storage, tracking_uri, *more):
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, HERE / "small_sweep.py", texts, "--out", folder / "out", "--storage", storage]
-    command += ["--tracking-uri", tracking_uri, "--heartbeat", "1", "--grace", "4", *more]
-    return subprocess.Popen(
-        [str(part) for part in command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 def test_a_killed_worker_takes_its_task_along_and_the_next_one_goes_on(done, preference_folder, tmp_path):
-    storage, tracking = f"sqlite:///{tmp_path}/out/sweep.db", f"sqlite:///{tmp_path}/mlflow.db"
-    worker = start(preference_folder, tmp_path, storage, tracking)
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    worker = start(preference_folder, tmp_path)
     checkpoint = tmp_path / "out/dpo-beta0.1-0.4M-seed0/checkpoints"
     deadline = time.monotonic() + 150
     while not list(checkpoint.glob("examples-*.ckpt")):  # inside the second cell
@@ -135,7 +98,7 @@ def test_a_killed_worker_takes_its_task_along_and_the_next_one_goes_on(done, pre
     worker.wait()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-    again = start(preference_folder, tmp_path, storage, tracking)
+    again = start(preference_folder, tmp_path)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
     pd.testing.assert_frame_equal(points(tmp_path), points(done), check_exact=True, check_dtype=False)
@@ -144,8 +107,8 @@ def test_a_killed_worker_takes_its_task_along_and_the_next_one_goes_on(done, pre
 
 
 def test_a_stopped_sweep_says_so_leaves_no_run_running_and_goes_on(done, preference_folder, tmp_path):
-    storage, tracking = f"sqlite:///{tmp_path}/out/sweep.db", f"sqlite:///{tmp_path}/mlflow.db"
-    worker = start(preference_folder, tmp_path, storage, tracking)
+    tracking = f"sqlite:///{tmp_path}/mlflow.db"
+    worker = start(preference_folder, tmp_path)
     deadline = time.monotonic() + 150
     while not list(tmp_path.glob("out/dpo-*/checkpoints/examples-*.ckpt")):
         assert worker.poll() is None, worker.communicate()[0]
@@ -156,7 +119,7 @@ def test_a_stopped_sweep_says_so_leaves_no_run_running_and_goes_on(done, prefere
     assert worker.returncode == 130
     assert output.endswith("interrupted: start the same command again to go on\n")
     assert "RUNNING" not in {run.info.status for run in runs(tracking)}
-    again = start(preference_folder, tmp_path, storage, tracking)
+    again = start(preference_folder, tmp_path)
     output, _ = again.communicate(timeout=200)
     assert again.returncode == 0, output
     pd.testing.assert_frame_equal(points(tmp_path), points(done), check_exact=True, check_dtype=False)
