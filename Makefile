@@ -36,7 +36,7 @@ judge-statistics: .venv/ready
 reproducible: .venv/ready
 	$(BIN)/python -m pytest tests/test_quickstart.py -v -k 'same_seed or interrupted or started_again'
 
-# The paper's grid, 63 cells, on the embedded default: a few hours on two cores, in as many sittings as it takes.
+# The paper's grid, 63 cells, on the embedded default: some 80 minutes of cell time on two cores, in as many sittings as it takes.
 beta-grid: .venv/ready
 	$(BIN)/python studies/beta_grid.py $(ARGS)
 

@@ -44,6 +44,7 @@ def test_jobs_that_end_too_early_are_told_of(preference_folder, tmp_path, monkey
     monkeypatch.setattr(sys, "executable", "/bin/false")  # which submitit starts its jobs by
     with pytest.raises(ValueError, match=r"all jobs have ended and tasks are left: .*jobs says why"):
         run_sweep(cells(["dpo"], [0.1]), small_recipe(preference_folder), options(tmp_path, job=JobOptions("local")))
+    assert {run.info.status for run in runs(f"sqlite:///{tmp_path}/mlflow.db")} == {"FAILED"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ from overopt.tracking.store import sqlite_path
 Launcher = Literal["slurm", "local"]
 
 
+class JobsGoOnError(KeyboardInterrupt):
+    """Somebody stopped watching jobs, which go on without."""
+
+
 @dataclass(frozen=True)
 class JobOptions:
     """Where workers run, when not here.
@@ -97,15 +101,15 @@ def submit(options: JobOptions, work: Callable[[], object], name: str, folder: P
         raise ValueError(f"no jobs could be submitted to {options.launcher} ({reason})") from None
 
 
-def cancel(jobs: Sequence[Job[None]], patience: float) -> None:
-    """End jobs, and wait a while for their end.
-
-    Args:
-        jobs: to be ended.
-        patience: how long to wait [s].
-    """
-    for job in jobs:
-        job.cancel()
+def wait_for(jobs: Sequence[Job[None]], patience: float) -> None:
+    """Wait for the end of jobs, for some seconds at most."""
     deadline = time.monotonic() + patience
     while not all(job.done() for job in jobs) and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def cancel(jobs: Sequence[Job[None]]) -> None:
+    """End the jobs that have not ended."""
+    for job in jobs:
+        if not job.done():
+            job.cancel()

@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
-from submitit import Job
 
 from overopt.analysis.report import ReportPaths
 from overopt.analysis.store_report import keep_report, report_from_store
@@ -26,7 +25,7 @@ from overopt.modules.checkpoint_schedule import checkpoint_path
 from overopt.run_evaluations import BEST_EXAMPLES_SEEN
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.board import Board, parameters_of
-from overopt.sweep.cluster_jobs import cancel, submit
+from overopt.sweep.cluster_jobs import JobsGoOnError, cancel, submit, wait_for
 from overopt.sweep.definition import code_fingerprint, require_same
 from overopt.sweep.live_view import best_cell, best_trial, failed_tasks, view
 from overopt.sweep.options import SweepOptions
@@ -34,7 +33,16 @@ from overopt.sweep.queue import SECONDS, Parameters, TaskQueue, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, remove_left_folders, start_server
 from overopt.sweep.worker import Worker
-from overopt.tracking.runs import FAILURE_TAG, NAME_TAG, PARENT_TAG, find_run, require_run, set_tags, start_run
+from overopt.tracking.runs import (
+    FAILURE_TAG,
+    NAME_TAG,
+    PARENT_TAG,
+    find_run,
+    finishing,
+    require_run,
+    set_tags,
+    start_run,
+)
 from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
 
 PARENT_ATTRIBUTE = "parent_run"
@@ -86,30 +94,26 @@ def run_sweep(
         study = open_study(storage, options.name)
         require_same(study, definition)
         experiment.study = parent = parent_run(client, options.name, study)
-    client.update_run(parent, status="RUNNING")
     board = _board(storage, experiment, cells, options, search)
-    board.refresh()
-    if context is not None:
-        stopped = _work_here(board, context, options, console)
-    else:
-        assert options.job is not None
-        here = replace(options, out=options.folder, storage=options.storage_url, tracking_uri=uri, job=None)
-        work = partial(run_sweep, list(cells), recipe, here, search)
-        stopped = _work_in_jobs(
-            board, submit(options.job, work, options.name, options.folder / "jobs"), options, console
-        )
-        if stopped is not None and options.job.launcher == "slurm":
-            raise KeyboardInterrupt  # the jobs go on, and end their runs themselves
-    for task in failed_tasks(board):
-        _record_failure(client, parent, task.name, task.reason)
-    if stopped is not None:
-        client.set_terminated(parent, "KILLED")
-        raise KeyboardInterrupt from stopped
-    for name in [*board.plan, "cache", "report"]:
-        remove_unfinished(options.folder / name)
-    remove_left_folders()
-    client.set_terminated(parent, "FAILED" if failed_tasks(board) else "FINISHED")
-    return _conclude(board, client, console, options)
+    try:
+        with finishing(client, parent):
+            board.refresh()
+            if context is not None:
+                stopped = _work_here(board, context, options, console)
+            else:
+                here = replace(options, out=options.folder, storage=options.storage_url, tracking_uri=uri, job=None)
+                stopped = _work_in_jobs(board, partial(run_sweep, list(cells), recipe, here, search), options, console)
+            for task in failed_tasks(board):
+                _record_failure(client, parent, task.name, task.reason)
+            if stopped is not None:
+                raise KeyboardInterrupt from stopped
+            for name in [*board.plan, "cache", "report"]:
+                remove_unfinished(options.folder / name)
+            remove_left_folders()
+            return _conclude(board, client, console, options)
+    except JobsGoOnError:
+        client.update_run(parent, status="RUNNING")  # until the jobs end it themselves
+        raise
 
 
 def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
@@ -196,12 +200,14 @@ def _work_here(
 
 
 def _work_in_jobs(
-    board: Board, jobs: Sequence[Job[None]], options: SweepOptions, console: Console
+    board: Board, work: Callable[[], object], options: SweepOptions, console: Console
 ) -> BaseException | None:
-    """Watch jobs do it all; gives what somebody stopped the watching by."""
+    """Submit jobs and watch them do it all; gives what somebody stopped jobs of this machine by."""
     assert options.job is not None
+    folder = options.folder / "jobs"
+    jobs = submit(options.job, work, options.name, folder)
     numbers, launcher = " ".join(job.job_id for job in jobs), options.job.launcher
-    console.print(f"{launcher} jobs {numbers}, their output in {options.folder / 'jobs'}", soft_wrap=True)
+    console.print(f"{launcher} jobs {numbers}, their output in {folder}", soft_wrap=True)
     left = threading.Event()
 
     def wait() -> bool:
@@ -214,16 +220,15 @@ def _work_in_jobs(
     stopped = _watch(board, [], wait, left.set, console)
     if stopped is not None and launcher == "slurm":
         console.print(f"the jobs go on; this ends them: scancel {numbers}", soft_wrap=True)
-        return stopped
+        raise JobsGoOnError
     if stopped is None and not board.over:
         raise ValueError(
-            f"all jobs have ended and tasks are left: {options.folder / 'jobs'} says why; start the same command again "
-            "to go on"
+            f"all jobs have ended and tasks are left: {folder} says why; start the same command again to go on"
         )
-    deadline = time.monotonic() + (0 if stopped else _PATIENCE)
-    while not all(job.done() for job in jobs) and time.monotonic() < deadline:
-        time.sleep(0.1)  # they write their reports
-    cancel(jobs, _PATIENCE)
+    if stopped is None:
+        wait_for(jobs, _PATIENCE)  # they write their reports
+    cancel(jobs)
+    wait_for(jobs, _PATIENCE)
     return stopped
 
 
