@@ -39,11 +39,9 @@ def main() -> None:
         reading = time.perf_counter() - begin
         command = [sys.executable, SCRIPT, "--name", "overhead", "--out", folder, "--workers", "1"]
         begin = time.perf_counter()
-        subprocess.run(
-            [*command, "--tracking-uri", f"sqlite:///{folder}/mlflow.db", *arguments.grid],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command += ["--tracking-uri", f"sqlite:///{folder}/mlflow.db", *arguments.grid]
+        if code := subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
+            sys.exit(code)  # the sweep has said why
         wall = time.perf_counter() - begin
         storage = f"sqlite:///{folder}/sweep.db"
         cells = optuna.load_study(study_name="overhead", storage=storage).trials

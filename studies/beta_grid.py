@@ -8,19 +8,17 @@ points, fits and figures.
 
 import argparse
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
 import pandas as pd
 from kept import keep_report, keep_summary
+from sweep_scripts import run_script
 
 from overopt.sweep.queue import SECONDS
 from overopt.sweep.run import PARENT_ATTRIBUTE
 from overopt.tracking.store import open_store
 
-SCRIPT = Path(__file__).parents[1] / "sweeps" / "beta_grid.py"
 HOURS = 2.5
 
 
@@ -30,7 +28,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=None, help="folder for points, fits, figures and the summary")
     parser.add_argument("sweep", nargs="*", help="more options of sweeps/beta_grid.py, after --")
     arguments = parser.parse_args()
-    subprocess.run([sys.executable, SCRIPT, "--out", arguments.out, *arguments.sweep], check=True)
+    run_script("beta_grid.py", "--out", arguments.out, *arguments.sweep)
 
     storage = f"sqlite:///{arguments.out.resolve()}/sweep.db"
     study = optuna.load_study(study_name="beta_grid", storage=storage)

@@ -8,8 +8,6 @@ prompts that were not used to choose.
 """
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from kept import keep_summary
+from sweep_scripts import run_script
 
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
@@ -27,7 +26,6 @@ from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, re
 from overopt.experiment import completions_path, open_policy
 from overopt.modules.checkpoint_schedule import checkpoint_path
 
-SWEEPS = Path(__file__).parents[1] / "sweeps"
 MARGIN = 0.02
 FRESH_SEED = 1_000_000  # of draws that no choice was made by
 
@@ -43,10 +41,6 @@ class Choice(NamedTuple):
 
     def __str__(self) -> str:
         return f"beta {self.beta:g} after {self.examples_seen} pairs"
-
-
-def sweep(script: str, *options: object) -> None:
-    subprocess.run([str(part) for part in (sys.executable, SWEEPS / script, *options)], check=True)
 
 
 def choice(folder: Path, points: pd.DataFrame, budget: float) -> Choice:
@@ -102,12 +96,12 @@ def main() -> None:
     common = ["--tracking-uri", f"sqlite:///{out}/mlflow.db", "--workers", options.workers]
     betas = np.geomspace(min(Recipe().betas), max(Recipe().betas), options.betas)
     grid = ["--objectives", "dpo", "--betas", *(f"{beta:.3g}" for beta in betas), "--sizes", options.size]
-    sweep("beta_grid.py", *grid, "--seeds", *options.seeds, "--name", "peak_grid", "--out", out / "grid", *common)
+    run_script("beta_grid.py", *grid, "--seeds", *options.seeds, "--name", "peak_grid", "--out", out / "grid", *common)
     lines, reached, tables = [], 0, []
     for seed in options.seeds:
         folder = out / f"search{seed}"
         search = ["--seed", seed, "--size", options.size, "--runs", options.runs, "--kl-budget", options.kl_budget]
-        sweep("find_peak.py", *search, "--name", f"find_peak{seed}", "--out", folder, *common)
+        run_script("find_peak.py", *search, "--name", f"find_peak{seed}", "--out", folder, *common)
         sides = {}
         for side, place in (("grid", out / "grid"), ("search", folder)):
             points = pd.read_csv(place / "report" / "points.csv")
