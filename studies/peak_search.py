@@ -46,7 +46,13 @@ class Choice(NamedTuple):
 def choice(folder: Path, points: pd.DataFrame, budget: float) -> Choice:
     """The checkpoint of a sweep that wins most within the budget, on the prompts that it was evaluated on."""
     trained = points[points.examples_seen > 0]
-    best = trained.loc[trained[trained.kl_nats <= budget].win_rate.idxmax()]
+    allowed = trained[trained.kl_nats <= budget]
+    if allowed.empty:
+        raise SystemExit(
+            f"no trained checkpoint below {folder} keeps {budget:g} nats; the lowest has {trained.kl_nats.min():.3g}: "
+            "raise --kl-budget"
+        )
+    best = trained.loc[allowed.win_rate.idxmax()]
     [run] = folder.glob(f"{best.objective}-beta{best.beta:g}-*-seed{best.seed}")
     per_run = trained.groupby("beta").examples_seen.max()
     seen = int(best.examples_seen)
