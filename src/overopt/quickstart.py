@@ -7,6 +7,7 @@ from overopt.analysis.store_report import keep_report, report_from_store
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
 from overopt.tracking.runs import find_run, finishing, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
+from overopt.tracking.study_view import keep_study_view
 from overopt.trainers import quiet_lightning
 
 
@@ -44,5 +45,6 @@ def run_quickstart(
             task.run()
         report = report_from_store(out / "report", study=study, tracking_uri=uri)
         keep_report(client, study, report)
-    print(f"compare runs:  mlflow ui --backend-store-uri {uri}")
+    for line in keep_study_view(client, study):
+        print(f"compare runs:  {line}")
     return report.html

@@ -94,8 +94,7 @@ class TaskQueue:
         """Give up the dead, queue what is missing, and say where each task stands."""
 
         def give_up_and_look() -> dict[str, TaskState]:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
+            with _experimental():
                 fail_stale(self.study)
             return self.look()
 
@@ -211,3 +210,17 @@ def open_study(storage: RDBStorage, name: str) -> optuna.Study:
     return patiently(
         lambda: optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
     )
+
+
+def name_metric(study: optuna.Study, name: str) -> None:
+    """What the dashboard writes on its axes."""
+    with _experimental():
+        study.set_metric_names([name])
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Optuna's word for interfaces that have stood for years; its warning means nothing to a user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

@@ -22,14 +22,14 @@ from overopt.analysis.store_report import keep_report, report_from_store
 from overopt.checkpoints.stage_folder import remove_unfinished
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
 from overopt.modules.checkpoint_schedule import checkpoint_path
-from overopt.run_evaluations import BEST_EXAMPLES_SEEN
+from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_WIN_RATE
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.board import Board, parameters_of
 from overopt.sweep.cluster_jobs import JobsGoOnError, cancel, submit, wait_for
 from overopt.sweep.definition import code_fingerprint, require_same
 from overopt.sweep.live_view import best_cell, best_trial, failed_tasks, view
 from overopt.sweep.options import SweepOptions
-from overopt.sweep.queue import SECONDS, Parameters, TaskQueue, open_study
+from overopt.sweep.queue import SECONDS, Parameters, TaskQueue, name_metric, open_study
 from overopt.sweep.storage import open_storage
 from overopt.sweep.task_process import Place, remove_left_folders, start_server
 from overopt.sweep.worker import Worker
@@ -44,6 +44,7 @@ from overopt.tracking.runs import (
     start_run,
 )
 from overopt.tracking.store import driver_url, one_at_a_time, open_store, resolve_tracking_uri, shown_uri
+from overopt.tracking.study_view import keep_study_view
 
 PARENT_ATTRIBUTE = "parent_run"
 """Of a study: the id of its run in the tracking store."""
@@ -93,7 +94,10 @@ def run_sweep(
     with one_at_a_time(driver_url(options.storage_url)):  # who else may be starting
         study = open_study(storage, options.name)
         require_same(study, definition)
+        name_metric(study, BEST_WIN_RATE)
         experiment.study = parent = parent_run(client, options.name, study)
+    if options.job is None:
+        _say_where_to_look(console, client, parent, options)
     board = _board(storage, experiment, cells, options, search)
     try:
         with finishing(client, parent):
@@ -156,9 +160,7 @@ def _conclude(board: Board, client: MlflowClient, console: Console, options: Swe
         keep_report(client, experiment.study, report)
         console.print(f"best:          {best_cell(board)}", soft_wrap=True)
         console.print(f"checkpoint:    {_best_checkpoint(board)}", soft_wrap=True)
-    console.print(f"dashboard:     optuna-dashboard {shown_uri(options.storage_url)}", soft_wrap=True)
-    uri = shown_uri(experiment.tracking_uri)
-    console.print(f"compare runs:  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    _say_where_to_look(console, client, experiment.study, options)
     console.print(f"{done} of {len(names)} cells done, in {_cell_seconds(board):.0f} s of summed cell time")
     if failures := failed_tasks(board):
         raise ValueError(
@@ -166,6 +168,12 @@ def _conclude(board: Board, client: MlflowClient, console: Console, options: Swe
             f"output is in {options.folder / 'logs' / (failures[0].name + '.txt')}"
         )
     return report
+
+
+def _say_where_to_look(console: Console, client: MlflowClient, study: str, options: SweepOptions) -> None:
+    console.print(f"dashboard:     optuna-dashboard {shown_uri(options.storage_url)}", soft_wrap=True)
+    for line in keep_study_view(client, study):
+        console.print(f"compare runs:  {line}", soft_wrap=True)
 
 
 def _best_checkpoint(board: Board) -> Path:
