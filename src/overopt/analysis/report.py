@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from overopt.analysis.fitting import (
-    CONFIDENCE,
-    OBJECTIVE_NAMES,
-    Estimate,
-    Fits,
-    fit_points,
-    group_name,
-    require_columns,
-)
+from overopt.analysis.curves import OBJECTIVE_NAMES, group_name, require_columns
+from overopt.analysis.fit_tables import Fits, fit_points
+from overopt.analysis.fitting import CONFIDENCE, Estimate
 from overopt.analysis.laws import LAWS
 from overopt.analysis.over_optimization import NORMAL_QUANTILE, OverOptimization, over_optimization
 
@@ -74,13 +68,13 @@ def write_report(
     """
     require_columns(points, ["run_id", "objective", "model", "beta", "seed", "examples_seen"])
     require_columns(points, ["kl_nats", "win_rate"])
-    facts = over_optimization(points)
+    fits = fit_points(points, completions)
+    facts = over_optimization(points, fits.table)
     if not facts:
         raise ValueError(
             "no trained checkpoint has both a KL and a win rate, so there is no curve; "
             "evaluate checkpoints with a judge first" + "".join(f" ({note})" for note in notes[:1])
         )
-    fits = fit_points(points)
     if num_prompts is None and completions is not None and len(completions):
         num_prompts = int(completions["prompt_id"].nunique())
 

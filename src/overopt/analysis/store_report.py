@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from mlflow import MlflowClient
 
-from overopt.analysis.fitting import fit_table
+from overopt.analysis.fit_tables import fit_points
 from overopt.analysis.report import ReportPaths, format_fits, write_report
 from overopt.evaluation.records import read_completions
 from overopt.tracking.provenance import command_line, provenance
@@ -42,7 +42,7 @@ def report_from_store(
         provenance={"command": command_line(), "tracking store": uri, **provenance()},
         completions=tracked_completions(client, points.table["run_id"].unique().tolist()),
     )
-    print(format_fits(fit_table(points.table)))
+    print(format_fits(fit_points(points.table).table))
     print(f"report:        {paths.html}")
     return paths
 
