@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from analysis.simulated_curves import R0, curve_with, true_curve
+from analysis.simulated_curves import R0, D, curve_with, true_curve
 from overopt.analysis.fall_test import fall_test, fall_tests, transients
-
-D = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()
 
 
 def test_a_clear_fall_is_found_and_measured() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from overopt.analysis.curves import Curve, R0Setting
-from overopt.analysis.fitting import FITTERS, ManyFits
+from overopt.analysis.fitting import FITTERS, ManyFits, fit_many
 from overopt.analysis.laws import COMPARED, Law, SaturatingLaw, saturating
 from overopt.analysis.resampling import RESAMPLES, Resamples, resample
 
@@ -162,12 +162,13 @@ def excess_scatter(
 ) -> float:
     """Standard deviation of points about the curve that fits best, beyond what prompts explain [win rate].
 
-    Training runs differ by more than the luck of their prompts, and no law holds exactly. 0 where prompts explain all.
+    Training runs differ by more than the luck of their prompts, and no law holds exactly. 0 where prompts alone leave
+    as much in one of twenty studies.
 
     Args:
         curve: as measured.
         noise: deviations by other prompts.
-        reference: the same of the reference.
+        reference: the same of the reference; nothing with ``r0`` zero.
         r0: win rate at d = 0.
     """
     measured = {name: float(fit.rss[0]) for name, fit in fit_all(_as_measured(curve), r0).items()}
@@ -176,6 +177,9 @@ def excess_scatter(
     alone = Resamples(np.broadcast_to(curve.d, shape), noise, reference, np.broadcast_to(curve.weights, shape))
     # Deviations alone, by a law that is linear in its coefficients: what noise leaves about any curve.
     linear = best if best in COMPARED else next(iter(COMPARED))
-    explained = float(np.nanmean(fit_all(alone, r0)[linear].rss))
+    start = None if r0 == "fitted" else alone.reference
+    explained = fit_many(COMPARED[linear], alone.d, alone.win_rate, alone.weights, start).rss
+    if measured[best] <= np.nanquantile(explained, 0.95):
+        return 0.0
     freedom = max(len(curve.d) - 2 - (r0 == "fitted"), 1)
-    return math.sqrt(max(measured[best] - explained, 0.0) / freedom)
+    return math.sqrt(max(measured[best] - float(np.nanmean(explained)), 0.0) / freedom)
