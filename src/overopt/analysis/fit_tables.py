@@ -22,6 +22,7 @@ from overopt.analysis.fitting import (
     leave_one_beta_out_rmse,
 )
 from overopt.analysis.laws import LAWS, Law
+from overopt.analysis.orthogonal import fit_orthogonal
 from overopt.analysis.resampling import RESAMPLES, Resamples, Source, resample
 
 HEADLINE: Source = "prompts and runs"
@@ -51,6 +52,7 @@ def fit_points(
     completions: pd.DataFrame | None = None,
     *,
     r0: R0Setting = "measured",
+    errors_in_d: bool = False,
     resamples: int = RESAMPLES,
 ) -> Fits:
     """Fit every law to every objective and model, each point weighed by 1 / win_rate_se^2.
@@ -64,15 +66,18 @@ def fit_points(
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         completions: as for :func:`overopt.analysis.curves.curves_of`; without them each point errs by itself.
         r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed).
+        errors_in_d: add fits by orthogonal distance regression to the intervals.
         resamples: for the intervals.
 
     Raises:
         ValueError: columns are missing.
     """
-    return fit_curves(curves_of(points, completions), r0=r0, resamples=resamples)
+    return fit_curves(curves_of(points, completions), r0=r0, errors_in_d=errors_in_d, resamples=resamples)
 
 
-def fit_curves(curves: Curves, *, r0: R0Setting = "measured", resamples: int = RESAMPLES) -> Fits:
+def fit_curves(
+    curves: Curves, *, r0: R0Setting = "measured", errors_in_d: bool = False, resamples: int = RESAMPLES
+) -> Fits:
     """The same for curves that are at hand."""
     rows: list[dict[str, object]] = []
     intervals: list[dict[str, object]] = []
@@ -85,7 +90,7 @@ def fit_curves(curves: Curves, *, r0: R0Setting = "measured", resamples: int = R
                 unmeasured.append(curve.name)
             continue
         try:
-            found = list(_fit_rows(curve, r0, resamples))
+            found = list(_fit_rows(curve, r0, errors_in_d, resamples))
         except ValueError as problem:
             place = f"{curve.points} checkpoints against {curve.axis}"
             remarks.setdefault((curve.name, str(problem)), []).append(place)
@@ -119,7 +124,7 @@ def fit_resamples(law: Law, drawn: Resamples, r0: R0Setting = "measured") -> Man
 
 
 def _fit_rows(
-    curve: Curve, r0: R0Setting, resamples: int
+    curve: Curve, r0: R0Setting, errors_in_d: bool, resamples: int
 ) -> Iterator[tuple[dict[str, object], list[dict[str, object]]]]:
     curve.require_betas()
     drawn = resample(curve, resamples)
@@ -131,6 +136,8 @@ def _fit_rows(
         values = {**{name: e.value for name, e in fit.estimates().items()}, "d_star": fit.d_star().value}
         values["peak"] = fit.r0 + law.peak_gain(fit.coefficients)
         estimates: dict[str, dict[str, Estimate]] = {"profile": fit.profile()}
+        if errors_in_d:
+            estimates["errors in d"] = fit_orthogonal(law, curve, r0)
         for source, resamples_of_it in drawn.items():
             estimates[source] = resampled_estimates(law, values, fit_resamples(law, resamples_of_it, r0), reach)
         for name, estimate in estimates[HEADLINE].items():
