@@ -98,6 +98,12 @@ class Curve:
         if found < MINIMUM_BETAS:
             raise ValueError(f"{found} distinct beta{'s' * (found != 1)}, {MINIMUM_BETAS} needed")
 
+    @property
+    def can_be_fitted(self) -> bool:
+        """From the measured reference, with a point more than coefficients."""
+        enough = len(np.unique(self.beta)) >= MINIMUM_BETAS and len(self.d) >= 3
+        return enough and math.isfinite(self.reference_win_rate)
+
     def r0(self, setting: R0Setting) -> float | None:
         """The value at d = 0 to hold fixed; ``None`` is to be fitted."""
         return {"measured": self.reference_win_rate, "fitted": None, "zero": 0.0}[setting]
@@ -266,6 +272,12 @@ def final_checkpoints(points: pd.DataFrame) -> pd.DataFrame:
     """Each run's last evaluated checkpoint."""
     last = points.groupby("run_id")["examples_seen"].transform("max")
     return points[points["examples_seen"] == last]
+
+
+def training_fractions(points: pd.DataFrame) -> "pd.Series[float]":
+    """How much of its whole run each row has behind it; NaN where only the reference was evaluated."""
+    fractions: pd.Series[float] = points["examples_seen"] / points.groupby("run_id")["examples_seen"].transform("max")
+    return fractions
 
 
 def _point_sets(group: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

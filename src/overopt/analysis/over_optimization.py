@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from overopt.analysis.curves import group_name, require_columns
+from overopt.analysis.curves import group_name, require_columns, training_fractions
 from overopt.analysis.fitting import Estimate
 
 NORMAL_QUANTILE = 1.959963984540054
@@ -182,9 +182,7 @@ def checkpoint_cells(group: pd.DataFrame) -> list[Cell]:
     The standard error adds what seeds differ by to what a single win rate carries: seeds are judged on the
     same prompts, so their errors do not average out.
     """
-    group = group.assign(
-        training_fraction=group["examples_seen"] / group.groupby("run_id")["examples_seen"].transform("max")
-    )
+    group = group.assign(training_fraction=training_fractions(group))
     trained = group[(group["examples_seen"] > 0) & group[["kl_nats", "win_rate"]].notna().all(axis=1)]
     cells = []
     for _, seeds in trained.groupby(["beta", "examples_seen"], sort=True):
