@@ -9,11 +9,13 @@ from mlflow import MlflowClient
 
 from overopt.analysis.fitting import fit_table
 from overopt.analysis.report import ReportPaths, format_fits, write_report
+from overopt.analysis.report_tables import RunPages
 from overopt.evaluation.records import read_completions
 from overopt.tracking.provenance import command_line, provenance
 from overopt.tracking.runs import log_artifact
-from overopt.tracking.store import open_store, resolve_tracking_uri
+from overopt.tracking.store import open_store, resolve_tracking_uri, shown_uri
 from overopt.tracking.tables import read_points
+from overopt.tracking.ui import tracking_ui
 
 COMPLETIONS = "completions"
 
@@ -35,12 +37,14 @@ def report_from_store(
     uri = resolve_tracking_uri(tracking_uri)
     client = open_store(uri, create=False)
     points = read_points(uri, experiment=experiment, parent_run_id=study)
+    run_ids = points.table["run_id"].unique().tolist()
     paths = write_report(
         points.table,
         out,
         notes=points.notes,
-        provenance={"command": command_line(), "tracking store": uri, **provenance()},
-        completions=tracked_completions(client, points.table["run_id"].unique().tolist()),
+        provenance={"command": shown_uri(command_line()), "tracking store": shown_uri(uri), **provenance()},
+        completions=tracked_completions(client, run_ids),
+        runs=run_pages(client, run_ids),
     )
     print(format_fits(fit_table(points.table)))
     print(f"report:        {paths.html}")
@@ -52,6 +56,17 @@ def keep_report(client: MlflowClient, run_id: str, report: ReportPaths) -> None:
     folder = report.html.parent
     for path in [*report.figures, report.points_csv, report.fits_csv, report.html]:
         log_artifact(client, run_id, path, str(Path("report") / path.parent.relative_to(folder)))
+
+
+def run_pages(client: MlflowClient, run_ids: list[str]) -> RunPages:
+    """What the store calls its runs, and where MLflow's UI shows them."""
+    ui = tracking_ui(client.tracking_uri)
+    runs = [client.get_run(run_id).info for run_id in run_ids]
+    return RunPages(
+        names={run.run_id: run.run_name or run.run_id[:8] for run in runs},
+        urls={run.run_id: ui.run(run.experiment_id, run.run_id) for run in runs},
+        command=ui.command,
+    )
 
 
 def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFrame:
