@@ -1,25 +1,26 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import statsmodels.api as sm
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, minimize_scalar
+from scipy.stats import chi2
 
 from overopt.analysis.fitting import (
     Estimate,
     fieller_interval,
     fit_law,
-    fit_points,
-    fit_table,
+    fit_many,
+    fit_saturating,
     leave_one_beta_out_rmse,
 )
-from overopt.analysis.laws import LAWS, Law
+from overopt.analysis.laws import COMPARED, LAWS, Law, saturating
 
 COEFFICIENTS = {
     "log_law": np.array([0.165, 0.085]),
     "quadratic_in_d": np.array([0.17, -0.03]),
     "quadratic_in_kl": np.array([0.05, -0.002]),
+    "best_of_n": np.array([0.17, 0.03]),
 }
 EACH_LAW = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
 
@@ -151,77 +152,84 @@ def test_points_that_cannot_carry_a_curve_are_refused(d: list[float], value: lis
         fit_law(LAWS["quadratic_in_d"], np.array(d), np.array(value), r0=0.42)
 
 
-def test_the_table_has_a_row_per_curve_axis_points_and_law_and_recovers_the_hump(make_points) -> None:
-    points = make_points(("dpo", "ipo"), num_seeds=3, noise=0.0)
-    fits = fit_points(points)
-    assert fits.notes == ()
-    keys = ["objective", "model", "axis", "points", "law"]
-    assert list(fits.table.columns[:6]) == [*keys, "r0"]
-    assert len(fits.table) == len(fits.table.drop_duplicates(keys)) == 2 * 2 * 2 * 3
-    np.testing.assert_allclose(fits.table["r0"], 0.42)
-    assert set(fits.table["num_points"]) == {21, 105}  # reference rows are no points of the fit
-    log_law = fits.table.query("law == 'log_law' and axis == 'kl' and points == 'all'")
-    for name, truth in (("alpha", 0.165), ("beta_fit", 0.085), ("d_star", np.exp(0.165 / 0.085 - 1))):
-        np.testing.assert_allclose(log_law[[name, f"{name}_low", f"{name}_high"]], truth, rtol=1e-6)
-    assert fits.table.query("law == 'log_law'")["b1"].isna().all()
-    others = fits.table.query("law != 'log_law'")
-    assert (others["rmse"] < others["rmse_leave_one_beta_out"]).all()
+@EACH_LAW
+@pytest.mark.parametrize("r0", [0.42, None], ids=["r0 measured", "r0 fitted"])
+def test_many_fits_at_once_equal_each_alone(law: Law, r0: float | None) -> None:
+    drawn = [simulated(law, noise=0.02, seed=seed) for seed in range(4)]
+    d, value, weights = (np.stack(column) for column in zip(*drawn, strict=True))
+    many = fit_many(law, d, value, weights, None if r0 is None else np.full(4, r0))
+    for row in range(4):
+        alone = fit_law(law, d[row], value[row], r0=r0, weights=weights[row])
+        np.testing.assert_allclose(many.coefficients[row], alone.coefficients, rtol=1e-6)
+        assert many.r0[row] == pytest.approx(alone.r0)
+        residuals = value[row] - alone.predict(d[row])
+        assert many.rss[row] == pytest.approx(weights[row] @ residuals**2, rel=1e-6)
 
 
-def test_r0_can_be_measured_fitted_or_zero(make_points) -> None:
-    points = make_points()
-    r0 = {setting: fit_table(points, r0=setting)["r0"].iloc[0] for setting in ("measured", "fitted", "zero")}
-    assert r0["measured"] == pytest.approx(0.42)
-    assert r0["zero"] == 0
-    assert r0["fitted"] not in (r0["measured"], r0["zero"])
-    without = points[points["examples_seen"] > 0]
-    table, notes = fit_points(without)
-    assert table.empty
-    assert "evaluate the reference" in notes[0]
-    assert len(fit_table(without, r0="fitted")) == 12
+def test_points_that_leave_a_coefficient_open_spoil_no_other_fit() -> None:
+    law = COMPARED["log_law"]
+    d, value, weights = (np.stack([column, column]) for column in simulated(law, noise=0.02))
+    d[0] = 2.0
+    many = fit_many(law, d, value, weights, np.full(2, 0.42))
+    assert np.isnan(many.coefficients[0]).all()
+    assert np.isfinite(many.coefficients[1]).all()
 
 
-def test_too_few_betas_are_left_out_with_the_reason_and_others_still_fitted(make_points) -> None:
-    few = make_points(("ipo",), betas=(0.1, 0.2))
-    fits = fit_points(pd.concat([make_points(("dpo",)), few], ignore_index=True))
-    assert set(fits.table["objective"]) == {"dpo"}
-    (note,) = fits.notes
-    assert note.startswith("IPO, gpt_neox-0.5M: not fitted: 2 distinct betas, 3 needed (final checkpoints against kl, ")
+@pytest.mark.parametrize("r0", [0.42, None], ids=["r0 measured", "r0 fitted"])
+def test_the_law_that_never_falls_is_found_as_scipy_finds_it(r0: float | None) -> None:
+    generator = np.random.default_rng(1)
+    d = generator.uniform(0.3, 5.0, 60)
+    value = 0.42 + 0.15 * (1 - np.exp(-d / 1.5)) + 0.005 * generator.normal(size=60)
+
+    def curve(x: np.ndarray, a: float, s: float, start: float = 0.42) -> np.ndarray:
+        return start + a * (1 - np.exp(-x / s))
+
+    expected, _ = curve_fit(curve, d, value, p0=[0.1, 1.0] if r0 is not None else [0.1, 1.0, 0.4])
+    least = np.sum((value - curve(d, *expected)) ** 2)
+    found = fit_saturating(d[None], value[None], np.ones((1, 60)), None if r0 is None else np.array([r0]))
+    assert found.rss[0] >= least * (1 - 1e-9)
+    assert found.rss[0] == pytest.approx(least, rel=0.02)  # s is one of a grid's values
+    np.testing.assert_allclose(found.coefficients[0], expected[:2], rtol=0.15)
+    predicted = found.r0[0] + saturating.gain(d, found.coefficients[0])
+    np.testing.assert_allclose(predicted, curve(d, *expected), atol=0.003)
 
 
-def test_missing_numbers_are_left_out_with_a_note_and_never_fitted(make_points) -> None:
-    points = make_points()
-    damaged = points.copy()
-    damaged.loc[[3, 10], "win_rate"] = np.nan
-    fits = fit_points(damaged)
-    assert "DPO, gpt_neox-0.5M: 2 of 35 points left out: kl_nats or win_rate is missing (all checkpoints" in "\n".join(
-        fits.notes
-    )
-    pd.testing.assert_frame_equal(fits.table, fit_table(points.drop([3, 10])))
+def test_where_points_fall_the_best_curve_that_never_does_is_flat() -> None:
+    d = np.linspace(0.5, 4.0, 20)
+    value = 0.5 - 0.05 * d
+    found = fit_saturating(d[None], value[None], np.ones((1, 20)), None)
+    assert found.coefficients[0, 0] == 0
+    assert found.r0[0] == pytest.approx(value.mean())
 
 
-def test_a_run_whose_last_checkpoint_is_missing_is_not_represented_by_an_earlier_one(make_points) -> None:
-    points = make_points()
-    points.loc[5, "kl_nats"] = np.nan  # the last checkpoint of the first run
-    table = fit_table(points)
-    assert set(table.query("axis == 'kl' and points == 'final'")["num_points"]) == {6}
+@EACH_LAW
+def test_profile_intervals_end_where_the_likelihood_has_fallen_by_half_a_chi_squared_quantile(law: Law) -> None:
+    """Brute force: the best curve with one quantity held fixed, found by scipy."""
+    d, value, weights = simulated(law, noise=0.01)
+    fit = fit_law(law, d, value, r0=0.42, weights=weights)
+    relative = weights / weights.mean()
 
+    def rss(coefficients: np.ndarray) -> float:
+        return float(relative @ (value - 0.42 - law.gain(d, np.asarray(coefficients))) ** 2)
 
-def test_a_negative_mean_kl_is_cut_and_said(make_points) -> None:
-    points = make_points()
-    points.loc[31, "kl_nats"] = -0.01
-    notes = "\n".join(fit_points(points).notes)
-    assert "1 of 35 points have a negative mean kl_nats, taken as distance 0" in notes
+    limit = rss(fit.coefficients) * math.exp(chi2.ppf(0.95, 1) / len(d))
+    intervals = fit.profile()
+    for column, name in enumerate(law.coefficients):
+        for end in (intervals[name].low, intervals[name].high):
+            scale = fit.coefficients[1 - column]
 
+            def held(other: float, end: float = end, column: int = column, scale: float = scale) -> float:
+                return rss(np.insert([other * scale], column, end))
 
-def test_weights_follow_the_standard_errors(make_points) -> None:
-    points = make_points()
-    same = fit_table(points, weighted=True)
-    pd.testing.assert_frame_equal(same, fit_table(points), rtol=1e-9)
-    points.loc[points["beta"] == 0.01, "win_rate_se"] = 1e3
-    assert fit_table(points, weighted=True)["alpha"].iloc[0] != pytest.approx(same["alpha"].iloc[0], rel=1e-3)
-
-
-def test_a_table_without_the_needed_columns_is_refused_by_name(make_points) -> None:
-    with pytest.raises(ValueError, match="lacks win_rate"):
-        fit_points(make_points().drop(columns="win_rate"))
+            assert minimize_scalar(held, bracket=(0.9, 1.1), tol=1e-12).fun == pytest.approx(limit, rel=1e-6)
+    # Every curve that the likelihood admits peaks inside the intervals, and some at their ends.
+    generator = np.random.default_rng(2)
+    root = np.linalg.cholesky(fit.covariance[1:, 1:])
+    around = generator.standard_normal((200_000, 2))
+    radius = math.sqrt((limit / rss(fit.coefficients) - 1) * fit.degrees_of_freedom)
+    admitted = fit.coefficients + radius * around / np.linalg.norm(around, axis=1)[:, None] @ root.T
+    places = np.array([law.d_star(coefficients) for coefficients in admitted[:20_000]])
+    heights = np.array([0.42 + law.peak_gain(coefficients) for coefficients in admitted[:20_000]])
+    for drawn, interval in ((places, intervals["d_star"]), (heights, intervals["peak"])):
+        assert np.nanmin(drawn) == pytest.approx(interval.low, rel=1e-3)
+        assert np.nanmax(drawn) == pytest.approx(interval.high, rel=1e-3)

@@ -8,6 +8,7 @@ HUMPS = {
     "log_law": np.array([0.17, 0.085]),
     "quadratic_in_d": np.array([0.16, -0.03]),
     "quadratic_in_kl": np.array([0.05, -0.002]),
+    "best_of_n": np.array([0.16, 0.03]),
 }
 
 
@@ -24,6 +25,7 @@ def test_the_laws_are_the_printed_formulas() -> None:
         "log_law": [x * (0.17 - 0.085 * np.log(x)) for x in d],
         "quadratic_in_d": [0.16 * x - 0.03 * x**2 for x in d],
         "quadratic_in_kl": [0.05 * x**2 - 0.002 * x**4 for x in d],
+        "best_of_n": [x * (0.16 - 0.03 * x) for x in d],
     }
     assert by_hand.keys() == LAWS.keys()
     for name, expected in by_hand.items():

@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from overopt.analysis.over_optimization import checkpoint_cells, over_optimization
+from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.over_optimization import OverOptimization, checkpoint_cells, over_optimization
+
+
+def facts_of(points) -> list[OverOptimization]:
+    return over_optimization(points, fit_points(points, resamples=50).table)
 
 
 def with_last(points, **values: float):
@@ -15,7 +20,7 @@ def with_last(points, **values: float):
 
 def test_the_peak_the_largest_kl_and_the_fall_between_them_are_found(make_points) -> None:
     points = with_last(make_points(noise=0.0), kl_nats=30.0, win_rate=0.40)
-    (fact,) = over_optimization(points)
+    (fact,) = facts_of(points)
     trained = points[points["examples_seen"] > 0]
     assert fact.reference_win_rate == pytest.approx(0.42)
     assert fact.peak.win_rate == trained["win_rate"].max()
@@ -29,7 +34,7 @@ def test_the_peak_the_largest_kl_and_the_fall_between_them_are_found(make_points
 
 
 def test_the_statement_says_where_it_peaks_and_where_over_optimization_starts(make_points) -> None:
-    (fact,) = over_optimization(make_points(noise=0.0))
+    (fact,) = facts_of(make_points(noise=0.0))
     assert fact.statement.startswith("DPO, gpt_neox-0.5M: win rate rises from 0.42 to 0.64 near √KL = 2.")
     d_star = np.exp(0.165 / 0.085 - 1)
     assert f"over-optimization starts at KL ≈ {d_star**2:.1f} nats by the log law" in fact.statement
@@ -38,7 +43,7 @@ def test_the_statement_says_where_it_peaks_and_where_over_optimization_starts(ma
 def test_a_fall_smaller_than_its_error_is_undecided(make_points) -> None:
     points = make_points(noise=0.0)
     points["win_rate_se"] = 0.1
-    (fact,) = over_optimization(points)
+    (fact,) = facts_of(points)
     assert fact.verdict == "undecided"
     assert "within the noise" in fact.statement
     assert "over-optimization starts" not in fact.statement
@@ -46,14 +51,14 @@ def test_a_fall_smaller_than_its_error_is_undecided(make_points) -> None:
 
 def test_a_rise_smaller_than_its_error_is_said_to_be_within_the_noise(make_points) -> None:
     points = make_points(noise=0.0)
-    assert "a rise within the noise" not in over_optimization(points)[0].statement
-    (fact,) = over_optimization(points.assign(win_rate_se=0.2))
+    assert "a rise within the noise" not in facts_of(points)[0].statement
+    (fact,) = facts_of(points.assign(win_rate_se=0.2))
     assert "a rise within the noise" in fact.statement
     assert fact.rise.low < 0 < fact.rise.value
 
 
 def test_a_win_rate_that_is_highest_at_the_largest_kl_has_not_reached_over_optimization(make_points) -> None:
-    (fact,) = over_optimization(with_last(make_points(), kl_nats=30.0, win_rate=0.9))
+    (fact,) = facts_of(with_last(make_points(), kl_nats=30.0, win_rate=0.9))
     assert fact.verdict == "not reached"
     assert "over-optimization is not reached" in fact.statement
 
@@ -61,7 +66,7 @@ def test_a_win_rate_that_is_highest_at_the_largest_kl_has_not_reached_over_optim
 def test_policies_that_are_all_worse_than_the_reference_are_not_said_to_rise(make_points) -> None:
     points = make_points()
     points.loc[points["examples_seen"] > 0, "win_rate"] -= 0.4
-    (fact,) = over_optimization(points)
+    (fact,) = facts_of(points)
     assert "never exceeds the reference's 0.42" in fact.statement
 
 
@@ -69,7 +74,7 @@ def test_a_dip_that_training_recovers_from_is_no_fall(make_points) -> None:
     """The largest KL comes last; a bad early checkpoint is neither the peak nor the end."""
     points = with_last(make_points(), kl_nats=30.0, win_rate=0.9)
     points.loc[1, "win_rate"] = 0.1
-    (fact,) = over_optimization(points)
+    (fact,) = facts_of(points)
     assert fact.verdict == "not reached"
 
 
@@ -83,12 +88,12 @@ def test_seeds_are_averaged_and_do_not_shrink_the_error_of_their_common_prompts(
 def test_missing_errors_leave_the_fall_undecided_and_a_group_without_points_out(make_points) -> None:
     points = make_points(("dpo", "ipo")).drop(columns="win_rate_se")
     points.loc[points["objective"] == "ipo", "win_rate"] = np.nan
-    (fact,) = over_optimization(points)
+    (fact,) = facts_of(points)
     assert fact.objective == "dpo"
     assert fact.verdict == "undecided"
 
 
 def test_one_beta_gives_the_points_facts_without_a_law(make_points) -> None:
-    (fact,) = over_optimization(make_points(betas=(0.01,)))
+    (fact,) = facts_of(make_points(betas=(0.01,)))
     assert math.isnan(fact.d_star.value)
     assert "law" not in fact.statement

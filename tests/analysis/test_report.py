@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overopt.analysis.fitting import fit_table
+from overopt.analysis.fit_tables import fit_points
 from overopt.analysis.report import ReportPaths, format_fits, write_report
 from overopt.analysis.report_page import inline_svg
 from overopt.analysis.report_tables import RunPages
@@ -257,14 +257,14 @@ def test_points_without_an_evaluated_policy_are_refused(make_points, tmp_path: P
 
 
 def test_a_table_read_back_from_points_csv_gives_the_same_fits(written: Written) -> None:
-    again = fit_table(pd.read_csv(written.paths.points_csv))
-    pd.testing.assert_frame_equal(again, fit_table(written.points), rtol=1e-6)
+    again = fit_points(pd.read_csv(written.paths.points_csv)).table
+    pd.testing.assert_frame_equal(again, fit_points(written.points).table, rtol=1e-6)
 
 
 def test_fits_as_text_have_a_line_for_each_law(make_points) -> None:
-    fits = fit_table(make_points())
+    fits = fit_points(make_points()).table
     lines = format_fits(fits).splitlines()
-    assert len(lines) == 2 + 6
+    assert len(lines) == 2 + 8
     assert "log_law" in lines[2]
     assert "alpha 0.1" in lines[2]
     assert format_fits(fits.iloc[:0]) == "no curve could be fitted"

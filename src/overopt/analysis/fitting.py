@@ -1,28 +1,25 @@
-"""Laws fitted to evaluated checkpoints: least squares in closed form, with intervals.
+"""Laws fitted to evaluated checkpoints: least squares in closed form, one curve or thousands at a time.
 
-Intervals are the classical ones of a linear model: Student's t with the scatter about the curve as the
-error, points taken as independent. Checkpoints of one run share weights and all points share prompts, so
-they are optimistic; R0, where it is measured, enters as if it were exact.
+A fit's own intervals are the classical ones of a linear model, and those of the profile likelihood: points
+taken as independent, with the scatter about the curve as the error. Checkpoints of one run share weights and all
+points share prompts, so they are optimistic; R0, where it is measured, enters as if it were exact. Intervals that know
+better are made from resamples (:mod:`overopt.analysis.fit_tables`).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
-from overopt.analysis.laws import LAWS, Law, distance
+from overopt.analysis.laws import COMPARED, Law, saturating
 
 CONFIDENCE = 0.95
-# Two coefficients, and one beta more so that a curve can be checked at all.
-MINIMUM_BETAS = 3
-
-R0Setting = Literal["measured", "fitted", "zero"]
-AXES = {"kl": "kl_nats", "forward_kl": "forward_kl_nats"}
-POINT_SETS = ("final", "all")
+# Of a scaled normal matrix: below it a coefficient is left open.
+_SINGULAR = 1e-12
 
 
 class Estimate(NamedTuple):
@@ -47,6 +44,7 @@ class LawFit:
         log_likelihood: Gaussian, at the fitted scatter.
         aicc: Akaike's criterion corrected for few points, the scatter counted as a parameter; NaN where
             the correction does not exist (too few points). Comparable between laws on the same points.
+        bic: Schwarz's criterion, likewise.
     """
 
     law: Law
@@ -57,6 +55,7 @@ class LawFit:
     rmse: float
     log_likelihood: float
     aicc: float
+    bic: float
 
     def predict(self, d: Float[np.ndarray, " point"]) -> Float[np.ndarray, " point"]:
         """The curve at distances ``d`` [sqrt(nats)] -> [win rate]."""
@@ -81,17 +80,7 @@ class LawFit:
 
         Source: Fieller 1954, "Some problems in interval estimation".
         """
-        d_star = self.law.d_star(self.coefficients)
-        if math.isnan(d_star):
-            return Estimate(math.nan)
-        # The peak's place is an increasing function of the ratio, so the ratio's interval carries over.
-        signs = np.array([1.0, self.law.bends_down])
-        low, high = fieller_interval(
-            signs * self.coefficients,
-            self.covariance[1:, 1:] * np.outer(signs, signs),
-            _t_quantile(self.degrees_of_freedom),
-        )
-        return Estimate(d_star, self.law.peak_at(low), self.law.peak_at(high))
+        return self._place(_t_quantile(self.degrees_of_freedom))
 
     def peak(self) -> Estimate:
         """Height of the curve's hump [win rate], by the delta method.
@@ -104,6 +93,67 @@ class LawFit:
         if not (math.isfinite(value) and math.isfinite(d_star.high) and d_star.low > 0):
             return Estimate(value)
         return self._interval(value, np.append(1.0, self.law.basis(np.array([d_star.value]))[0]))
+
+    def profile(self) -> dict[str, Estimate]:
+        """Profile-likelihood intervals of the coefficients, ``d_star`` and ``peak``.
+
+        Values that some curve of the family has whose log-likelihood, at its own best scatter, is within half a
+        chi-squared quantile of the best one's. NaN ends where the curve has no hump; open ends as in :meth:`d_star`.
+        """
+        points = self.degrees_of_freedom + (3 if self.covariance[0, 0] > 0 else 2)
+        # RSS may grow by the factor exp(quantile / n); covariance is RSS / freedom times the inverse curvature.
+        quantile = math.sqrt(self.degrees_of_freedom * math.expm1(_CHI_SQUARED / points))
+        intervals = {}
+        for column, name in enumerate(self.law.coefficients, start=1):
+            value = float(self.coefficients[column - 1])
+            half = quantile * math.sqrt(self.covariance[column, column])
+            intervals[name] = Estimate(value, value - half, value + half)
+        intervals["d_star"] = place = self._place(quantile)
+        height = self.r0 + self.law.peak_gain(self.coefficients)
+        intervals["peak"] = Estimate(height)
+        if math.isfinite(height) and math.isfinite(place.high) and place.low > 0:
+            intervals["peak"] = Estimate(height, *self._heights(place, quantile))
+        return intervals
+
+    def _heights(self, place: Estimate, quantile: float) -> tuple[float, float]:
+        """Lowest and highest peak of all curves within the quantile, by the place of their peak."""
+        fixed = 0 if self.covariance[0, 0] > 0 else 1  # R0
+        curvature = np.linalg.inv(self.covariance[fixed:, fixed:])
+        best = np.append(self.r0, self.coefficients)[fixed:]
+        d = np.geomspace(place.low, place.high, 101)
+        # All curves that peak at d: R0 + t * direction, where the direction's slope at d is zero.
+        step = 1e-5 * d
+        slope = (self.law.basis(d + step) - self.law.basis(d - step)) / (2 * step[:, None])
+        direction = np.stack([-slope[:, 1], slope[:, 0]], axis=1)
+        span = np.zeros((len(d), 2, 3))
+        span[:, 0, 0], span[:, 1, 1:] = 1.0, direction
+        height = np.stack([np.ones_like(d), np.einsum("pc,pc->p", direction, self.law.basis(d))], axis=1)[:, fixed:]
+        span = span[:, fixed:, fixed:]
+        normal = span @ curvature @ np.swapaxes(span, 1, 2)
+        center = np.linalg.solve(normal, (span @ curvature @ best)[..., None])[..., 0]
+        nearest = np.einsum("pi,pij,pj->p", center, normal, center)
+        left = quantile**2 - (best @ curvature @ best - nearest)
+        inside = left >= 0
+        middle = np.einsum("pi,pi->p", height, center) + fixed * self.r0
+        spread = np.einsum("pi,pi->p", height, np.linalg.solve(normal, height[..., None])[..., 0])
+        half = np.sqrt(np.maximum(left, 0) * spread)
+        if not inside.any():
+            return math.nan, math.nan
+        return float((middle - half)[inside].min()), float((middle + half)[inside].max())
+
+    def _place(self, quantile: float) -> Estimate:
+        d_star = self.law.d_star(self.coefficients)
+        if math.isnan(d_star):
+            return Estimate(math.nan)
+        # The peak's place is an increasing function of the ratio, so the ratio's interval carries over.
+        signs = np.array([1.0, self.law.bends_down])
+        low, high = fieller_interval(
+            signs * self.coefficients, self.covariance[1:, 1:] * np.outer(signs, signs), quantile
+        )
+        return Estimate(d_star, *self.law.peak_at(np.array([low, high])).tolist())
+
+
+_CHI_SQUARED = 3.841458820694124  # 95%, one degree of freedom
 
 
 def _t_quantile(degrees_of_freedom: int) -> float:
@@ -200,6 +250,7 @@ def fit_law(
         rmse=float(np.sqrt(np.mean(residuals**2))),
         log_likelihood=log_likelihood,
         aicc=2 * fitted - 2 * log_likelihood + correction,
+        bic=fitted * math.log(num_points) - 2 * log_likelihood,
     )
 
 
@@ -236,154 +287,107 @@ def leave_one_beta_out_rmse(
     return float(np.sqrt(np.mean(np.concatenate(squares))))
 
 
-class Fits(NamedTuple):
-    """The fits of a study.
+class ManyFits(NamedTuple):
+    """One law fitted to many sets of points; NaN where points leave a coefficient open.
 
     Attributes:
-        table: one row a group, axis, set of points and law; see :func:`fit_table`.
-        notes: what was left out or cut, and why, in words.
+        r0: value at d = 0 [win rate].
+        coefficients: in the order of the law's.
+        rss: weighted residual sum of squares.
     """
 
-    table: pd.DataFrame
-    notes: tuple[str, ...]
+    r0: Float[np.ndarray, " fit"]
+    coefficients: Float[np.ndarray, "fit 2"]
+    rss: Float[np.ndarray, " fit"]
 
 
-def fit_table(points: pd.DataFrame, *, r0: R0Setting = "measured", weighted: bool = False) -> pd.DataFrame:
-    """The table of :func:`fit_points` without its notes."""
-    return fit_points(points, r0=r0, weighted=weighted).table
-
-
-def fit_points(points: pd.DataFrame, *, r0: R0Setting = "measured", weighted: bool = False) -> Fits:
-    """Fit every law to every objective and model.
-
-    Columns: objective, model, axis (kl or forward_kl: which divergence d is the root of), points (final
-    or all checkpoints), law, r0; for each coefficient name, name_low, name_high (empty for another law's);
-    rmse, rmse_leave_one_beta_out, aicc; d_star [sqrt(nats)], peak [win rate], and their intervals (an
-    infinite end says that no fall, or no rise, is not ruled out); then r0_setting, num_points and
-    num_betas.
-
-    Rows at ``examples_seen`` 0 are the reference: they give R0 and are not points of the fit.
+def fit_many(
+    law: Law,
+    d: Float[np.ndarray, "fit point"],
+    value: Float[np.ndarray, "fit point"],
+    weights: Float[np.ndarray, "fit point"],
+    r0: Float[np.ndarray, " fit"] | None,
+) -> ManyFits:
+    """Weighted least squares, all sets of points at once.
 
     Args:
-        points: rows as :func:`overopt.tracking.tables.read_points` gives them.
-        r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed).
-        weighted: weigh each point by 1 / win_rate_se^2.
+        law: the family of curves.
+        d: distances from the reference [sqrt(nats)].
+        value: what was measured there [win rate].
+        weights: relative, such as 1 / se^2.
+        r0: value at d = 0, held fixed; ``None`` fits it.
     """
-    require_columns(points, ["objective", "model", "beta", "examples_seen", "run_id", "win_rate"])
-    if weighted:
-        require_columns(points, ["win_rate_se"])
-    rows: list[dict[str, object]] = []
-    notes: list[str] = []
-    for (objective, model), group in points.groupby(["objective", "model"], sort=True):
-        name = group_name(str(objective), str(model))
-        if len(group.groupby("run_id")["examples_seen"].max().unique()) > 1:
-            notes.append(f"{name}: its runs end after different numbers of examples")
-        reference = group[group["examples_seen"] == 0]["win_rate"].mean()
-        if r0 == "measured" and not math.isfinite(reference):
-            notes.append(
-                f"{name}: not fitted, since no row at 0 examples gives the reference's own win rate; "
-                "evaluate the reference, or fit R0"
-            )
-            continue
-        start = {"measured": float(reference), "fitted": None, "zero": 0.0}[r0]
-        remarks: dict[str, list[str]] = {}
-        for axis, column in AXES.items():
-            if column not in group:
-                continue
-            for which, selected in _point_sets(group):
-                place = f"{which} checkpoints against {axis}"
-                kept, cut = _finite_rows(selected, column, weighted)
-                for remark in cut:
-                    remarks.setdefault(remark, []).append(place)
-                try:
-                    rows += [
-                        {"objective": objective, "model": model, "axis": axis, "points": which, **row}
-                        for row in _fit_rows(kept, column, start, weighted)
-                    ]
-                except ValueError as problem:
-                    remarks.setdefault(f"not fitted: {problem}", []).append(place)
-        notes += [f"{name}: {remark} ({', '.join(places)})" for remark, places in remarks.items()]
-    table = pd.DataFrame(rows, columns=_fit_columns())
-    table["r0_setting"] = r0
-    return Fits(table, tuple(notes))
+    basis = law.basis(d)
+    if r0 is None:
+        basis = np.concatenate([np.ones((*d.shape, 1)), basis], axis=-1)
+    target = value if r0 is None else value - r0[:, None]
+    solution, rss = _least_squares(basis, target, weights)
+    if r0 is None:
+        return ManyFits(solution[:, 0], solution[:, 1:], rss)
+    return ManyFits(r0, solution, rss)
 
 
-def group_name(objective: str, model: str) -> str:
-    """How a curve is called in words: 'DPO, gpt_neox-0.5M'.
+def _least_squares(
+    basis: Float[np.ndarray, "fit point column"],
+    target: Float[np.ndarray, "fit point"],
+    weights: Float[np.ndarray, "fit point"],
+) -> tuple[Float[np.ndarray, "fit column"], Float[np.ndarray, " fit"]]:
+    """Solutions of scaled normal equations, and weighted residual sums of squares."""
+    weighted = basis * weights[..., None]
+    normal = np.swapaxes(weighted, 1, 2) @ basis
+    scale = np.sqrt(np.einsum("fcc->fc", normal))
+    scale = np.where(scale > 0, scale, 1.0)
+    normal = normal / (scale[:, :, None] * scale[:, None, :])
+    open_ = np.linalg.det(normal) < _SINGULAR
+    normal[open_] = np.eye(normal.shape[-1])
+    moments = np.einsum("fpc,fp->fc", weighted, target) / scale
+    solution = np.linalg.solve(normal, moments[..., None])[..., 0] / scale
+    solution[open_] = math.nan
+    residuals = target - np.einsum("fpc,fc->fp", basis, solution)
+    return solution, np.einsum("fp,fp->f", weights, residuals**2)
 
-    >>> group_name("dpo", "pythia-1b")
-    'DPO, pythia-1b'
+
+def fit_saturating(
+    d: Float[np.ndarray, "fit point"],
+    value: Float[np.ndarray, "fit point"],
+    weights: Float[np.ndarray, "fit point"],
+    r0: Float[np.ndarray, " fit"] | None,
+) -> ManyFits:
+    """The best curve that never falls, of :class:`overopt.analysis.laws.SaturatingLaw`; arguments as above.
+
+    Where a falling curve would fit better, the best one that does not is flat: a = 0.
     """
-    return f"{OBJECTIVE_NAMES.get(objective, objective)}, {model}"
+    found = ManyFits(np.full(len(d), math.nan), np.full((len(d), 2), math.nan), np.full(len(d), math.inf))
+    for s in saturating.scales(float(d.max())):
+        rise = saturating.gain(d, np.array([1.0, s]))
+        if r0 is None:
+            center = np.einsum("fp,fp->f", weights, rise) / weights.sum(axis=1)
+            start = np.einsum("fp,fp->f", weights, value) / weights.sum(axis=1)
+        else:
+            center, start = np.zeros(len(d)), r0
+        bent, target = rise - center[:, None], value - start[:, None]
+        squares = np.einsum("fp,fp->f", weights, bent**2)
+        a = np.divide(np.einsum("fp,fp->f", weights, bent * target), squares, out=np.zeros(len(d)), where=squares > 0)
+        a = np.maximum(a, 0.0)
+        rss = np.einsum("fp,fp->f", weights, (target - a[:, None] * bent) ** 2)
+        better = rss < found.rss
+        found.rss[better] = rss[better]
+        found.r0[better] = (start - a * center)[better]
+        found.coefficients[better] = np.stack([a, np.full(len(d), s)], axis=1)[better]
+    return found
 
 
-OBJECTIVE_NAMES = {"dpo": "DPO", "ipo": "IPO", "slic": "SLiC"}
-
-
-def require_columns(points: pd.DataFrame, columns: list[str]) -> None:
-    """Refuse a table that lacks columns.
-
-    Raises:
-        ValueError: naming the missing ones.
-    """
-    if missing := [column for column in columns if column not in points]:
-        raise ValueError(f"the points table lacks {', '.join(missing)}; it has {', '.join(points.columns)}")
-
-
-def final_checkpoints(points: pd.DataFrame) -> pd.DataFrame:
-    """Each run's last evaluated checkpoint."""
-    last = points.groupby("run_id")["examples_seen"].transform("max")
-    return points[points["examples_seen"] == last]
-
-
-def _point_sets(group: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    trained = group[group["examples_seen"] > 0]
-    yield "final", final_checkpoints(trained)
-    yield "all", trained
-
-
-def _finite_rows(selected: pd.DataFrame, column: str, weighted: bool) -> tuple[pd.DataFrame, list[str]]:
-    needed = [column, "win_rate", *(["win_rate_se"] if weighted else [])]
-    finite = np.isfinite(selected[needed].to_numpy(float)).all(axis=1)
-    notes = []
-    if missing := int((~finite).sum()):
-        notes.append(f"{missing} of {len(selected)} points left out: {' or '.join(needed)} is missing")
-    kept = selected.iloc[np.flatnonzero(finite)]
-    if negative := int((kept[column] < 0).sum()):
-        notes.append(f"{negative} of {len(kept)} points have a negative mean {column}, taken as distance 0")
-    return kept, notes
-
-
-def _fit_rows(kept: pd.DataFrame, column: str, r0: float | None, weighted: bool) -> Iterator[dict[str, object]]:
-    betas = kept["beta"].to_numpy(float)
-    num_betas = len(np.unique(betas))
-    if num_betas < MINIMUM_BETAS:
-        raise ValueError(f"{num_betas} distinct beta{'s' * (num_betas != 1)}, {MINIMUM_BETAS} needed")
-    d = distance(kept[column].to_numpy(float))
-    value = kept["win_rate"].to_numpy(float)
-    weights = 1 / kept["win_rate_se"].to_numpy(float) ** 2 if weighted else None
-    for law in LAWS.values():
-        fit = fit_law(law, d, value, r0=r0, weights=weights)
-        row: dict[str, object] = {"law": law.name, "r0": fit.r0}
-        for name, estimate in {**fit.estimates(), "d_star": fit.d_star(), "peak": fit.peak()}.items():
-            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-        yield row | {
-            "rmse": fit.rmse,
-            "rmse_leave_one_beta_out": leave_one_beta_out_rmse(law, d, value, betas, r0=r0, weights=weights),
-            "aicc": fit.aicc,
-            "num_points": len(d),
-            "num_betas": num_betas,
-        }
-
-
-def _fit_columns() -> list[str]:
-    def bracketed(name: str) -> list[str]:
-        return [name, f"{name}_low", f"{name}_high"]
-
-    coefficients = [column for law in LAWS.values() for name in law.coefficients for column in bracketed(name)]
-    return [
-        *("objective", "model", "axis", "points", "law", "r0"),
-        *coefficients,
-        *("rmse", "rmse_leave_one_beta_out", "aicc", "d_star", "peak"),
-        *("d_star_low", "d_star_high", "peak_low", "peak_high", "r0_setting", "num_points", "num_betas"),
-    ]
+Fitter = Callable[
+    [
+        Float[np.ndarray, "fit point"],
+        Float[np.ndarray, "fit point"],
+        Float[np.ndarray, "fit point"],
+        Float[np.ndarray, " fit"] | None,
+    ],
+    ManyFits,
+]
+FITTERS: dict[str, Fitter] = {
+    **{name: partial(fit_many, law) for name, law in COMPARED.items()},
+    saturating.name: fit_saturating,
+}
+"""Of the laws that are compared, the one that never falls among them, by name."""

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from overopt.analysis.fitting import Estimate, fit_points, group_name, require_columns
+from overopt.analysis.curves import group_name, require_columns
+from overopt.analysis.fitting import Estimate
 
 NORMAL_QUANTILE = 1.959963984540054
 Verdict = Literal["over-optimized", "undecided", "not reached"]
@@ -129,13 +130,16 @@ def _kl(d: float) -> str:
     return f"{d**2:.1f}" if d**2 < 10 else f"{d**2:.0f}"
 
 
-def over_optimization(points: pd.DataFrame) -> list[OverOptimization]:
+def over_optimization(points: pd.DataFrame, fits: pd.DataFrame) -> list[OverOptimization]:
     """The facts of every objective and model in the points table, in its order.
 
     Groups without a trained checkpoint that has both a KL and a win rate are left out.
+
+    Args:
+        points: rows as :func:`overopt.tracking.tables.read_points` gives them.
+        fits: the table of :func:`overopt.analysis.fit_tables.fit_points`.
     """
     require_columns(points, ["objective", "model", "beta", "examples_seen", "run_id", "kl_nats", "win_rate"])
-    fits = fit_points(points).table
     fits = fits[(fits["law"] == "log_law") & (fits["axis"] == "kl") & (fits["points"] == "all")]
     facts = []
     for (objective, model), group in points.groupby(["objective", "model"], sort=True):

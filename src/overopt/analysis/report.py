@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from overopt.analysis.fitting import fit_points, group_name, require_columns
+from overopt.analysis.curves import group_name, require_columns
+from overopt.analysis.fit_tables import fit_points
 from overopt.analysis.number_text import fixed, interval_text, number_text, squared
 from overopt.analysis.over_optimization import over_optimization
 from overopt.analysis.report_page import Drawing, inline_svg, report_page
@@ -57,15 +58,15 @@ def write_report(
     """
     require_columns(points, ["run_id", "objective", "model", "beta", "seed", "examples_seen"])
     require_columns(points, ["kl_nats", "win_rate"])
-    facts = over_optimization(points)
+    if completions is not None and completions.empty:
+        completions = None
+    fits = fit_points(points, completions)
+    facts = over_optimization(points, fits.table)
     if not facts:
         raise ValueError(
             "no trained checkpoint has both a KL and a win rate, so there is no curve; "
             "evaluate checkpoints with a judge first" + "".join(f" ({note})" for note in notes[:1])
         )
-    fits = fit_points(points)
-    if completions is not None and completions.empty:
-        completions = None
     if num_prompts is None and completions is not None:
         num_prompts = int(completions["prompt_id"].nunique())
 
@@ -81,6 +82,7 @@ def write_report(
         drawings=drawings,
         samples=[] if completions is None else samples(points, facts, completions),
         num_prompts=num_prompts,
+        by_prompt=completions is not None and {"win_probability", "policy_log_prob"} <= set(completions),
         runs=runs or RunPages(),
     )
     return ReportPaths(_replace(out / "report.html", page.encode()), points_csv, fits_csv, tuple(figures))

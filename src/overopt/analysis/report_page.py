@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from overopt.analysis import report_words as words
-from overopt.analysis.fitting import Fits
+from overopt.analysis.fit_tables import Fits
 from overopt.analysis.over_optimization import OverOptimization
 from overopt.analysis.page_content import PageSection
 from overopt.analysis.report_tables import (
@@ -57,6 +57,7 @@ def report_page(
     drawings: Sequence[Drawing],
     samples: Sequence[Samples],
     num_prompts: int | None,
+    by_prompt: bool,
     runs: RunPages,
 ) -> str:
     """The page's text, from what was measured and fitted.
@@ -80,7 +81,7 @@ def report_page(
         headline=words.headline(facts),
         answers=[words.answer(fact) for fact in facts],
         answer_table=answer_table(facts),
-        certainty=words.certainty(points, facts, num_prompts),
+        certainty=words.certainty(points, facts, num_prompts, by_prompt=by_prompt),
         notes=notes,
         drawings=drawings,
         analysis=[fitted_laws],

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from overopt.analysis.fitting import OBJECTIVE_NAMES, Estimate
+from overopt.analysis.curves import OBJECTIVE_NAMES
+from overopt.analysis.fitting import Estimate
 from overopt.analysis.laws import LAWS
 from overopt.analysis.number_text import MISSING, distance_text, fixed, interval_text, number_text, squared
 from overopt.analysis.over_optimization import NORMAL_QUANTILE, OverOptimization

@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from overopt.analysis.fitting import CONFIDENCE, OBJECTIVE_NAMES
+from overopt.analysis.curves import OBJECTIVE_NAMES
+from overopt.analysis.fitting import CONFIDENCE
 from overopt.analysis.laws import LAWS
 from overopt.analysis.over_optimization import NORMAL_QUANTILE, OverOptimization
 from overopt.analysis.report_tables import VERDICT_WORDS, RunPages, error_ratio, law_errors
@@ -59,8 +60,17 @@ def answer(fact: OverOptimization) -> dict[str, str]:
     }
 
 
-def certainty(points: pd.DataFrame, facts: list[OverOptimization], num_prompts: int | None) -> list[str]:
-    """How far the answer can be trusted."""
+def certainty(
+    points: pd.DataFrame, facts: list[OverOptimization], num_prompts: int | None, *, by_prompt: bool
+) -> list[str]:
+    """How far the answer can be trusted.
+
+    Args:
+        points: the table.
+        facts: the curves.
+        num_prompts: prompts behind each win rate, where that is known.
+        by_prompt: the fits' intervals come from completions.
+    """
     sentences = []
     errors = points["win_rate_se"].dropna() if "win_rate_se" in points else pd.Series(dtype=float)
     half = NORMAL_QUANTILE * float(errors.median()) if len(errors) else math.nan
@@ -83,9 +93,13 @@ def certainty(points: pd.DataFrame, facts: list[OverOptimization], num_prompts: 
         "the fall from it, are somewhat optimistic; fresh prompts would show a little less of both."
     )
     sentences.append(
-        f"Intervals of fitted curves are the classical {CONFIDENCE:.0%} ones, with checkpoints taken as "
-        "independent and the reference's win rate as exact; checkpoints of one run are alike, so the intervals "
-        "are narrower than they should be."
+        f"Intervals of fitted curves hold what {CONFIDENCE:.0%} of studies with other prompts and other training runs "
+        "would find, by resampling: "
+        + (
+            "prompts are drawn for all checkpoints together, since all answer the same ones."
+            if by_prompt
+            else "without kept completions, the win rates are taken to err independently of each other."
+        )
     )
     return sentences
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from overopt.analysis.fitting import group_name, require_columns
+from overopt.analysis.curves import group_name, require_columns
 from overopt.analysis.number_text import number_text
 from overopt.analysis.over_optimization import OverOptimization
 from overopt.analysis.report_tables import Row, table_rows

@@ -1,13 +1,11 @@
 """Stage ``report``: tracked runs to points, fits, figures and the page. No model is opened."""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
 
-from overopt.analysis.fitting import fit_table
 from overopt.analysis.report import ReportPaths, format_fits, write_report
 from overopt.analysis.report_tables import RunPages
 from overopt.evaluation.records import read_completions
@@ -46,7 +44,7 @@ def report_from_store(
         completions=tracked_completions(client, run_ids),
         runs=run_pages(client, run_ids),
     )
-    print(format_fits(fit_table(points.table)))
+    print(format_fits(pd.read_csv(paths.fits_csv)))
     print(f"report:        {paths.html}")
     return paths
 
@@ -79,7 +77,7 @@ def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFram
             for file in sorted(Path(client.download_artifacts(run_id, COMPLETIONS, folder)).glob("examples-*.jsonl")):
                 seen = int(file.stem.removeprefix("examples-"))
                 for completion in read_completions(file):
-                    row = {**asdict(completion), "response_tokens": completion.response_tokens}
+                    row = {**vars(completion), "response_tokens": completion.response_tokens}
                     del row["token_ids"]
                     rows.append({"run_id": run_id, "examples_seen": seen, **row})
                 file.unlink()

@@ -4,7 +4,7 @@ import pytest
 
 from overopt.analysis.figures.catalogue import FIGURES
 from overopt.analysis.figures.style import beta_styles, drawing, rendered
-from overopt.analysis.fitting import fit_table
+from overopt.analysis.fit_tables import fit_points
 
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
@@ -12,7 +12,7 @@ BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_comes_out_the_same_twice_and_names_its_units(make_points, name: str) -> None:
     points = make_points(("dpo", "ipo"))
-    fits = fit_table(points)
+    fits = fit_points(points).table
     files = []
     for _ in range(2):
         with drawing():

@@ -3,7 +3,7 @@ import pytest
 
 from overopt.analysis.figures.style import drawing, rendered
 from overopt.analysis.figures.training_dynamics import draw_training_dynamics, training_dynamics
-from overopt.analysis.fitting import fit_table
+from overopt.analysis.fit_tables import fit_points
 
 
 def test_a_line_per_beta_runs_from_the_reference_to_the_end_of_training(make_points) -> None:
@@ -33,6 +33,6 @@ def test_missing_numbers_leave_gaps_and_not_zeros(make_points) -> None:
     assert steps["win_rate"].isna().tolist() == [False, False, False, True, False, False]
     assert steps["kl_low_nats"].isna().all()
     with drawing():
-        figure = draw_training_dynamics(points, fit_table(points))
+        figure = draw_training_dynamics(points, fit_points(points).table)
         assert rendered(figure, "png")
     assert len(figure.axes[0].lines) == 7

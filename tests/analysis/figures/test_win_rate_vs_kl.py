@@ -3,13 +3,13 @@ import pytest
 
 from overopt.analysis.figures.style import drawing, rendered
 from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_kl, win_rate_vs_kl
-from overopt.analysis.fitting import fit_table
-from overopt.analysis.laws import LAWS
+from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.laws import COMPARED
 
 
 def test_panels_hold_every_checkpoint_once_and_the_upper_ones_the_last_only(make_points) -> None:
     points = make_points(("dpo", "ipo"), num_seeds=2)
-    panels = win_rate_vs_kl(points, fit_table(points))
+    panels = win_rate_vs_kl(points, fit_points(points).table)
     assert [(p.objective, p.points, len(p.dots)) for p in panels] == [
         ("dpo", "final", 14),
         ("dpo", "all", 70),
@@ -26,9 +26,9 @@ def test_panels_hold_every_checkpoint_once_and_the_upper_ones_the_last_only(make
 
 def test_curves_start_at_the_reference_and_end_at_the_last_point(make_points) -> None:
     points = make_points()
-    fits = fit_table(points)
+    fits = fit_points(points).table
     panel = win_rate_vs_kl(points, fits)[1]
-    assert panel.curves.keys() == LAWS.keys()
+    assert panel.curves.keys() == COMPARED.keys()
     assert panel.curve_d[[0, -1]].tolist() == [0.0, panel.dots["d"].max()]
     row = fits.query("axis == 'kl' and points == 'all' and law == 'quadratic_in_d'").iloc[0]
     expected = row["r0"] + row["b1"] * panel.curve_d + row["b2"] * panel.curve_d**2
@@ -38,7 +38,7 @@ def test_curves_start_at_the_reference_and_end_at_the_last_point(make_points) ->
 
 def test_the_forward_kl_axis_takes_its_own_distances_and_fits(make_points) -> None:
     points = make_points()
-    fits = fit_table(points)
+    fits = fit_points(points).table
     forward = win_rate_vs_kl(points, fits, axis="forward_kl")[1]
     backward = win_rate_vs_kl(points, fits)[1]
     np.testing.assert_allclose(forward.dots["d"], np.sqrt(1.3) * backward.dots["d"])
@@ -49,16 +49,16 @@ def test_unfitted_and_incomplete_points_are_drawn_as_far_as_they_go(make_points)
     points = make_points(betas=(0.1,)).drop(columns="win_rate_se")
     points.loc[2, "kl_nats"] = np.nan
     points = points[points["examples_seen"] > 0]
-    panels = win_rate_vs_kl(points, fit_table(points))
+    panels = win_rate_vs_kl(points, fit_points(points).table)
     assert [len(panel.dots) for panel in panels] == [1, 4]
     assert panels[0].curves == {}
     with drawing():
-        assert rendered(draw_win_rate_vs_kl(points, fit_table(points)), "png")
+        assert rendered(draw_win_rate_vs_kl(points, fit_points(points).table), "png")
 
 
 def test_the_shaded_region_starts_at_the_peak_and_is_there_only_inside_the_points(make_points) -> None:
     points = make_points()
-    fits = fit_table(points)
+    fits = fit_points(points).table
 
     def shaded(fits) -> list[float]:
         with drawing():

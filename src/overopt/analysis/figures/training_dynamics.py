@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from overopt.analysis.curves import OBJECTIVE_NAMES
 from overopt.analysis.figures.style import (
     ERROR_BAR_SE,
     MUTED,
@@ -16,7 +17,6 @@ from overopt.analysis.figures.style import (
     grid_of_axes,
     nats_ticks,
 )
-from overopt.analysis.fitting import OBJECTIVE_NAMES
 
 
 @dataclass(frozen=True)

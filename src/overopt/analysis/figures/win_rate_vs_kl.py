@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from overopt.analysis.curves import AXES, OBJECTIVE_NAMES, POINT_SETS, final_checkpoints
 from overopt.analysis.figures.style import (
     ERROR_BAR_SE,
     LAW_STYLES,
@@ -22,8 +23,8 @@ from overopt.analysis.figures.style import (
     beta_styles,
     grid_of_axes,
 )
-from overopt.analysis.fitting import AXES, OBJECTIVE_NAMES, POINT_SETS, Estimate, final_checkpoints
-from overopt.analysis.laws import LAWS, distance
+from overopt.analysis.fitting import Estimate
+from overopt.analysis.laws import COMPARED, LAWS, distance
 
 AXIS_NAMES = {"kl": "KL(policy ‖ reference)", "forward_kl": "KL(reference ‖ policy)"}
 POINTS_NAMES = {"final": "final checkpoints", "all": "all checkpoints"}
@@ -99,7 +100,7 @@ def win_rate_vs_kl(points: pd.DataFrame, fits: pd.DataFrame, *, axis: str = "kl"
                     dots=dots.reset_index(drop=True),
                     reference_win_rate=float(group[group["examples_seen"] == 0]["win_rate"].mean()),
                     curve_d=curve_d,
-                    curves={law: _curve(fit, curve_d) for law, fit in by_law.items()},
+                    curves={law: _curve(fit, curve_d) for law, fit in by_law.items() if law in COMPARED},
                     d_star=Estimate(*(float(peak.get(name, math.nan)) for name in _PEAK_COLUMNS)),
                 )
             )

@@ -1,0 +1,124 @@
+"""Do objectives, or sizes, share a law's coefficients; and how coefficients move with model size."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from overopt.analysis.curves import OBJECTIVE_NAMES, Curve, R0Setting
+from overopt.analysis.fit_tables import fit_one, fit_resamples
+from overopt.analysis.fitting import CONFIDENCE
+from overopt.analysis.laws import COMPARED, Law
+from overopt.analysis.resampling import RESAMPLES, resample
+
+
+def shared_fits(curves: Sequence[Curve]) -> pd.DataFrame:
+    """Each law on several curves at once, with coefficients of their own or in common, each from its measured R0.
+
+    Columns: scope ("objectives of MODEL", "sizes of OBJECTIVE" or "all curves"), law, shared (none, a coefficient's
+    name, or both), num_curves, num_points, num_coefficients, rmse (weighted) [win rate], aicc, bic, and preferred
+    (least AICc of the scope and law).
+
+    Args:
+        curves: of one axis and set of points; those without a measured reference are left out.
+    """
+    rows: list[dict[str, object]] = []
+    for scope, group in _scopes([curve for curve in curves if math.isfinite(curve.reference_win_rate)]).items():
+        for law in COMPARED.values():
+            fits = {name: _fit_together(law, group, shared) for name, shared in _sharings(law).items()}
+            preferred = min(fits, key=lambda name: fits[name]["aicc"])
+            rows += [
+                {"scope": scope, "law": law.name, "shared": name, **fit, "preferred": name == preferred}
+                for name, fit in fits.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def _scopes(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
+    scopes: dict[str, list[Curve]] = {}
+    for curve in curves:
+        scopes.setdefault(f"objectives of {curve.model}", []).append(curve)
+        scopes.setdefault(f"sizes of {OBJECTIVE_NAMES.get(curve.objective, curve.objective)}", []).append(curve)
+        scopes.setdefault("all curves", []).append(curve)
+    return {name: group for name, group in scopes.items() if len(group) > 1}
+
+
+def _sharings(law: Law) -> dict[str, tuple[bool, bool]]:
+    """Which coefficients are in common, by name."""
+    first, second = law.coefficients
+    return {"none": (False, False), first: (True, False), second: (False, True), "both": (True, True)}
+
+
+def _fit_together(law: Law, curves: Sequence[Curve], shared: tuple[bool, bool]) -> dict[str, float | int]:
+    """Least squares over all curves; the scatter about the curves is in common."""
+    number = np.repeat(np.arange(len(curves)), [len(curve.d) for curve in curves])
+    basis = law.basis(np.concatenate([curve.d for curve in curves]))
+    gain = np.concatenate([curve.win_rate - curve.reference_win_rate for curve in curves])
+    root_weights = np.sqrt(np.concatenate([curve.weights for curve in curves]))
+    of_curve = number[:, None] == np.arange(len(curves))
+    design = np.concatenate(
+        [basis[:, [column]] * (1.0 if common else of_curve) for column, common in enumerate(shared)], axis=1
+    )
+    design = design * root_weights[:, None]
+    scale = np.linalg.norm(design, axis=0)
+    scale[scale == 0] = 1.0
+    solution = np.linalg.lstsq(design / scale, gain * root_weights, rcond=1e-10)[0]
+    rss = float(np.sum((gain * root_weights - design / scale @ solution) ** 2))
+    num, fitted = len(gain), design.shape[1] + 1  # the scatter too
+    minus_twice = num * (math.log(2 * math.pi * max(rss, 1e-300) / num) + 1)
+    correction = 2 * fitted * (fitted + 1) / (num - fitted - 1) if num > fitted + 1 else math.inf
+    return {
+        "num_curves": len(curves),
+        "num_points": num,
+        "num_coefficients": design.shape[1],
+        "rmse": math.sqrt(rss / num),
+        "aicc": minus_twice + 2 * fitted + correction,
+        "bic": minus_twice + fitted * math.log(num),
+    }
+
+
+def size_trends(
+    curves: Sequence[Curve],
+    num_parameters: dict[str, int],
+    r0: R0Setting = "measured",
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:
+    """How an objective's coefficients move with model size: least-squares slopes over log10 of the parameters.
+
+    Columns: objective, law, coefficient, slope, low, high (95%, other prompts and other runs; a slope is in units of
+    the coefficient for each factor of ten in parameters) and num_models.
+
+    Args:
+        curves: of one axis and set of points, that can be fitted.
+        num_parameters: of each model.
+        r0: win rate at d = 0.
+        resamples: for the intervals.
+    """
+    rows = []
+    for objective in dict.fromkeys(curve.objective for curve in curves):
+        sized = [curve for curve in curves if curve.objective == objective and curve.model in num_parameters]
+        logs = np.log10([num_parameters[curve.model] for curve in sized])
+        if len(np.unique(logs)) < 2:
+            continue
+        to_slope = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
+        drawn = [resample(curve, resamples)["prompts and runs"] for curve in sized]
+        for law in COMPARED.values():
+            measured = np.array([fit_one(curve, law, r0).coefficients for curve in sized])
+            resampled = np.array([fit_resamples(law, one, r0).coefficients for one in drawn])
+            slopes = np.einsum("m,mrc->rc", to_slope, resampled)
+            tail = (1 - CONFIDENCE) / 2
+            low, high = np.nanquantile(slopes, [tail, 1 - tail], axis=0)
+            rows += [
+                {
+                    "objective": objective,
+                    "law": law.name,
+                    "coefficient": name,
+                    "slope": float(to_slope @ measured[:, column]),
+                    "low": float(low[column]),
+                    "high": float(high[column]),
+                    "num_models": len(sized),
+                }
+                for column, name in enumerate(law.coefficients)
+            ]
+    return pd.DataFrame(rows)
