@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak report-page
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -43,6 +43,10 @@ beta-grid: .venv/ready
 # find_peak's seven runs against a grid of 21 betas, over three seeds, on fresh prompts; over an hour on two cores.
 find-peak: .venv/ready
 	$(BIN)/python studies/peak_search.py $(ARGS)
+
+# The report's page in a Chromium without a window: apt-get install chromium chromium-driver.
+report-page: .venv/ready
+	$(BIN)/python -m pytest -v -rs tests/analysis/test_report_in_browser.py
 
 # Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
 sweep-chaos: .venv/ready

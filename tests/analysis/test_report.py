@@ -1,3 +1,7 @@
+import base64
+import hashlib
+import itertools
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,30 +13,38 @@ import pytest
 
 from overopt.analysis.fit_tables import fit_points
 from overopt.analysis.report import ReportPaths, format_fits, write_report
+from overopt.analysis.report_page import inline_svg
+from overopt.analysis.report_tables import RunPages
 
 PROVENANCE = {"command": "python -m overopt report", "commit": "0123abc"}
 
 
+_UNREAD = ("style", "script", "svg")
+
+
 class Page(HTMLParser):
-    """Tags with their attributes, and the text outside of style and figures."""
+    """Tags with their attributes, the text outside of style, scripts and figures, and the scripts' own."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.scripts: list[str] = []
         self._skipped = 0
         self.feed(html)
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._skipped += tag in ("style", "svg")
+        self._skipped += tag in _UNREAD
 
     def handle_endtag(self, tag: str) -> None:
-        self._skipped -= tag in ("style", "svg")
+        self._skipped -= tag in _UNREAD
 
     def handle_data(self, data: str) -> None:
-        if not self._skipped:
+        if self.cdata_elem == "script":
+            self.scripts.append(data)
+        elif not self._skipped:
             self.words.append(data)
 
 
@@ -125,9 +137,75 @@ def test_the_page_asks_no_network_for_anything(written: Written) -> None:
     assert links  # the figures' own references, all inside the page
     assert all(link and link.startswith("#") for link in links)
     assert not re.search(r"@import|url\((?!#)", written.html)
-    assert {"script", "link", "iframe", "object", "img"}.isdisjoint(tag for tag, _ in page.tags)
+    assert {"link", "iframe", "object", "img"}.isdisjoint(tag for tag, _ in page.tags)
     policy = dict(next(a for t, a in page.tags if t == "meta" and "http-equiv" in a))
-    assert str(policy["content"]).startswith("default-src 'none'")
+    assert str(policy["content"]).startswith("default-src 'none'; script-src 'sha256-")
+
+
+def test_the_page_runs_one_script_which_its_policy_names_by_hash(written: Written) -> None:
+    data, script = written.page.scripts
+    policy = next(str(a["content"]) for t, a in written.page.tags if t == "meta" and "http-equiv" in a)
+    allowed = re.findall(r"script-src ([^;]*)", policy)
+    assert allowed == [f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"]
+    assert set(json.loads(data)) == {"runs", "checkpoints"}
+
+
+def test_headings_go_down_one_level_at_a_time(written: Written) -> None:
+    levels = [int(tag[1]) for tag, _ in written.page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(deeper <= level + 1 for level, deeper in itertools.pairwise(levels))
+
+
+def test_the_contents_lead_to_every_section(written: Written) -> None:
+    ids = {attributes.get("id") for _, attributes in written.page.tags}
+    contents = {str(a["href"])[1:] for t, a in written.page.tags if t == "a"}
+    sections = {a["id"] for t, a in written.page.tags if t == "section"}
+    assert {"answer", "figures", "fits", "samples", "checkpoints", "provenance"} == sections
+    assert sections <= contents <= ids
+
+
+def test_the_page_tells_what_each_dot_is(written: Written) -> None:
+    dots = json.loads(written.page.scripts[0])
+    point = written.points.iloc[8]  # the third row of the second run
+    assert dots["runs"][point["run_id"]]["facts"] == [
+        ["Run", point["run_id"][:8]], ["Objective", "DPO"], ["Model", "gpt_neox-0.5M"], ["beta", "0.02"], ["Seed", "0"],
+    ]  # fmt: skip
+    assert dots["checkpoints"][f"{point['run_id']}:6144"] == [
+        ["Checkpoint", "6,144 examples, 40% of training"],
+        ["Win rate ± 95%", f"{point['win_rate']:.3f} ± 0.043"],
+        ["KL ± 95% [nats]", f"{point['kl_nats']:.2f} ± {1.959964 * 0.05 * point['kl_nats']:.2f}"],
+    ]
+
+
+def test_runs_of_a_store_are_called_by_name_and_link_to_its_pages(make_points, tmp_path: Path) -> None:
+    points = make_points(betas=(0.1,))
+    run_id = points["run_id"].iloc[0]
+    url = f"http://127.0.0.1:5000/#/experiments/1/runs/{run_id}"
+    runs = RunPages({run_id: "dpo at 0.1"}, {run_id: url}, "mlflow ui --backend-store-uri sqlite:///mlflow.db")
+    page = Page(write_report(points, tmp_path, runs=runs).html.read_text(encoding="utf-8"))
+    links = [attributes for tag, attributes in page.tags if tag == "a" and not str(attributes["href"]).startswith("#")]
+    assert len(links) == len(points)
+    assert {(link["href"], link["target"], link["rel"]) for link in links} == {(url, "_blank", "noopener noreferrer")}
+    assert json.loads(page.scripts[0])["runs"][run_id]["url"] == url
+    assert "dpo at 0.1" in page.text
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db" in page.text
+
+
+def test_a_server_needs_no_command(make_points, tmp_path: Path) -> None:
+    points = make_points(betas=(0.1,))
+    run_id = points["run_id"].iloc[0]
+    runs = RunPages({run_id: "run"}, {run_id: "https://host/#/experiments/1/runs/2"})
+    page = Page(write_report(points, tmp_path, runs=runs).html.read_text(encoding="utf-8"))
+    assert "open them on the tracking server" in page.text
+    assert "mlflow ui" not in page.text
+
+
+def test_a_checkpoint_with_two_dots_in_a_figure_has_no_id_twice() -> None:
+    svg = '<svg><g id="checkpoint:abc:10"/><g id="last-checkpoint:abc:10"/><g id="axes_1"/></svg>'
+    dot = '<g data-checkpoint="abc:10"/>'
+    inlined = inline_svg(svg, "fig01", '"A" < B')
+    assert inlined == f'<svg role="img" aria-label="&quot;A&quot; &lt; B">{dot}{dot}<g id="fig01-axes_1"/></svg>'
 
 
 def test_references_inside_the_figures_find_their_target_once(written: Written) -> None:
@@ -150,7 +228,10 @@ def test_text_that_a_model_wrote_is_shown_and_never_run(make_points, tmp_path: P
         provenance={attack: attack},
     )
     page = Page(paths.html.read_text(encoding="utf-8"))
-    assert {"script", "img"}.isdisjoint(tag for tag, _ in page.tags)
+    tags = [tag for tag, _ in page.tags]
+    assert "img" not in tags
+    assert tags.count("script") == 2  # the page's own
+    assert "<" not in page.scripts[0]
     assert page.text.count("<script>alert('x')</script>") > 10
 
 

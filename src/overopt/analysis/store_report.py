@@ -1,19 +1,19 @@
 """Stage ``report``: tracked runs to points, fits, figures and the page. No model is opened."""
 
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
 
-from overopt.analysis.fit_tables import fit_points
 from overopt.analysis.report import ReportPaths, format_fits, write_report
+from overopt.analysis.report_tables import RunPages
 from overopt.evaluation.records import read_completions
 from overopt.tracking.provenance import command_line, provenance
 from overopt.tracking.runs import log_artifact
-from overopt.tracking.store import open_store, resolve_tracking_uri
+from overopt.tracking.store import open_store, resolve_tracking_uri, shown_uri
 from overopt.tracking.tables import read_points
+from overopt.tracking.ui import tracking_ui
 
 COMPLETIONS = "completions"
 
@@ -35,14 +35,16 @@ def report_from_store(
     uri = resolve_tracking_uri(tracking_uri)
     client = open_store(uri, create=False)
     points = read_points(uri, experiment=experiment, parent_run_id=study)
+    run_ids = points.table["run_id"].unique().tolist()
     paths = write_report(
         points.table,
         out,
         notes=points.notes,
-        provenance={"command": command_line(), "tracking store": uri, **provenance()},
-        completions=tracked_completions(client, points.table["run_id"].unique().tolist()),
+        provenance={"command": shown_uri(command_line()), "tracking store": shown_uri(uri), **provenance()},
+        completions=tracked_completions(client, run_ids),
+        runs=run_pages(client, run_ids),
     )
-    print(format_fits(fit_points(points.table).table))
+    print(format_fits(pd.read_csv(paths.fits_csv)))
     print(f"report:        {paths.html}")
     return paths
 
@@ -52,6 +54,17 @@ def keep_report(client: MlflowClient, run_id: str, report: ReportPaths) -> None:
     folder = report.html.parent
     for path in [*report.figures, report.points_csv, report.fits_csv, report.html]:
         log_artifact(client, run_id, path, str(Path("report") / path.parent.relative_to(folder)))
+
+
+def run_pages(client: MlflowClient, run_ids: list[str]) -> RunPages:
+    """What the store calls its runs, and where MLflow's UI shows them."""
+    ui = tracking_ui(client.tracking_uri)
+    runs = [client.get_run(run_id).info for run_id in run_ids]
+    return RunPages(
+        names={run.run_id: run.run_name or run.run_id[:8] for run in runs},
+        urls={run.run_id: ui.run(run.experiment_id, run.run_id) for run in runs},
+        command=ui.command,
+    )
 
 
 def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFrame:
@@ -64,7 +77,7 @@ def tracked_completions(client: MlflowClient, run_ids: list[str]) -> pd.DataFram
             for file in sorted(Path(client.download_artifacts(run_id, COMPLETIONS, folder)).glob("examples-*.jsonl")):
                 seen = int(file.stem.removeprefix("examples-"))
                 for completion in read_completions(file):
-                    row = {**asdict(completion), "response_tokens": completion.response_tokens}
+                    row = {**vars(completion), "response_tokens": completion.response_tokens}
                     del row["token_ids"]
                     rows.append({"run_id": run_id, "examples_seen": seen, **row})
                 file.unlink()

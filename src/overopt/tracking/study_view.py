@@ -5,7 +5,7 @@ import json
 from mlflow import MlflowClient
 
 from overopt.tracking.runs import PARENT_TAG, STAGE_TAG
-from overopt.tracking.store import shown_uri
+from overopt.tracking.ui import tracking_ui
 
 # Where MLflow's UI (tried with 3.17) looks up the view of a link that ends in viewStateShareKey=KEY.
 _VIEW_TAG = "mlflow.sharedViewState."
@@ -17,7 +17,6 @@ _CHARTS = (
     ("eval/kl_nats", None),
     ("eval/response_tokens", None),
 )
-_UI = "http://127.0.0.1:5000"  # what `mlflow ui` serves unless told otherwise
 
 
 def keep_study_view(client: MlflowClient, study: str) -> list[str]:
@@ -32,11 +31,9 @@ def keep_study_view(client: MlflowClient, study: str) -> list[str]:
     """
     experiment = client.get_run(study).info.experiment_id
     client.set_experiment_tag(experiment, _VIEW_TAG + study, json.dumps(_view(study)))
-    page = f"/#/experiments/{experiment}/runs?compareRunsMode=CHART&viewStateShareKey={study}"
-    uri = client.tracking_uri
-    if uri.startswith("http"):
-        return [shown_uri(uri).rstrip("/") + page]
-    return [f"mlflow ui --backend-store-uri {shown_uri(uri)}", _UI + page]
+    ui = tracking_ui(client.tracking_uri)
+    page = f"{ui.experiment(experiment)}/runs?compareRunsMode=CHART&viewStateShareKey={study}"
+    return [page] if ui.command is None else [ui.command, page]
 
 
 def _view(study: str) -> dict[str, object]:

@@ -1,0 +1,151 @@
+"""report.html: one file with its style, script and figures inside, which asks no network for anything."""
+
+import base64
+import hashlib
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from overopt.analysis import report_words as words
+from overopt.analysis.fit_tables import Fits
+from overopt.analysis.over_optimization import OverOptimization
+from overopt.analysis.page_content import PageSection
+from overopt.analysis.report_tables import (
+    RunPages,
+    answer_table,
+    checkpoint_table,
+    dot_facts,
+    error_table,
+    fit_tables,
+    provenance_table,
+)
+from overopt.analysis.response_samples import Samples
+
+_FOLDER = Path(__file__).parent
+# Pixels a point of a figure's file: the smallest at which its labels can be read, and the largest.
+_SMALLEST, _LARGEST = 0.85, 1.6
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on the page.
+
+    Attributes:
+        name: its anchor.
+        title: what it shows.
+        caption: how to read it.
+        svg: an element that :func:`inline_svg` made.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+def report_page(
+    *,
+    points: pd.DataFrame,
+    facts: list[OverOptimization],
+    fits: Fits,
+    notes: Sequence[str],
+    provenance: Mapping[str, str],
+    drawings: Sequence[Drawing],
+    samples: Sequence[Samples],
+    num_prompts: int | None,
+    by_prompt: bool,
+    runs: RunPages,
+) -> str:
+    """The page's text, from what was measured and fitted.
+
+    A table is added by one more :class:`~overopt.analysis.page_content.PageSection` below.
+    """
+    fitted_laws = PageSection(
+        "fits",
+        "Fitted laws",
+        [*words.comparison(fits.table), words.how_to_read_fits()],
+        [error_table(fits.table), *fit_tables(fits.table)],
+    )
+    if fits.table.empty:
+        fitted_laws = PageSection("fits", "Fitted laws", ["No curve could be fitted; the remarks above say why."])
+    checkpoints = PageSection("checkpoints", "All checkpoints", [], [checkpoint_table(points, runs)])
+    appendix = [checkpoints]
+    if provenance:
+        appendix.append(PageSection("provenance", "How this was made", [], [provenance_table(provenance)]))
+    return _render(
+        scope=words.scope(points),
+        headline=words.headline(facts),
+        answers=[words.answer(fact) for fact in facts],
+        answer_table=answer_table(facts),
+        certainty=words.certainty(points, facts, num_prompts, by_prompt=by_prompt),
+        notes=notes,
+        drawings=drawings,
+        analysis=[fitted_laws],
+        samples=samples,
+        appendix=appendix,
+        how_to_open_runs=words.how_to_open_runs(runs),
+        dots=dot_facts(points, runs),
+    )
+
+
+def _render(*, drawings: Sequence[Drawing], **content: object) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.jinja").render(
+        zip=zip,
+        style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=script_hash(script),
+        drawings=[{**vars(drawing), "svg": Markup(drawing.svg)} for drawing in drawings],
+        **content,
+    )
+
+
+def script_hash(script: str) -> str:
+    """How a Content-Security-Policy names the one script that may run.
+
+    >>> script_hash("alert(1)")
+    'sha256-bhHHL3z2vDgxUt0W3dWQOrprscmda2Y5pLsLg4GF+pI='
+    """
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def inline_svg(svg: str, prefix: str, label: str) -> str:
+    r"""An SVG file as an element of a page: no prolog, no metadata, identifiers of its own, sized in pixels.
+
+    A group whose id ends in checkpoint:RUN_ID:EXAMPLES_SEEN is a dot, marked by ``data-checkpoint``.
+
+    >>> inline_svg('<?xml version="1.0"?>\n<svg width="90pt" height="9pt"><g id="a"/></svg>', "fig01", "A title")
+    '<svg role="img" aria-label="A title" style="min-width: 76px; max-width: 144px"><g id="fig01-a"/></svg>'
+    """
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # A checkpoint may have several dots, and an id has one place in a page.
+    svg = re.sub(r'\bid="[^"]*\bcheckpoint:([^"]+)"', r'data-checkpoint="\1"', svg)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    # The page decides how large it is, within bounds; its shape is in the viewBox.
+    start, end = svg.index("<svg"), svg.index(">")
+    opening = svg[start:end]
+    width = re.search(r' width="([\d.]+)', opening)
+    style = (
+        f' style="min-width: {_SMALLEST * float(width[1]):.0f}px; max-width: {_LARGEST * float(width[1]):.0f}px"'
+        if width
+        else ""
+    )
+    opening = re.sub(r' (?:width|height)="[^"]*"', "", opening)
+    return opening.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"{style}', 1) + svg[end:]

@@ -1,0 +1,139 @@
+"""What the report's page says in sentences: the answer, its scope and how sure it is."""
+
+import math
+
+import pandas as pd
+
+from overopt.analysis.curves import OBJECTIVE_NAMES
+from overopt.analysis.fitting import CONFIDENCE
+from overopt.analysis.laws import LAWS
+from overopt.analysis.over_optimization import NORMAL_QUANTILE, OverOptimization
+from overopt.analysis.report_tables import VERDICT_WORDS, RunPages, error_ratio, law_errors
+
+
+def scope(points: pd.DataFrame) -> str:
+    """What was compared."""
+    trained = points[points["examples_seen"] > 0]
+
+    def listed(column: str) -> str:
+        return ", ".join(f"{value:g}" for value in sorted(trained[column].dropna().unique()))
+
+    objectives = sorted(points["objective"].astype(str).unique())
+    parts = [
+        f"{trained['run_id'].nunique()} runs, {len(trained)} evaluated checkpoints",
+        f"objectives: {', '.join(OBJECTIVE_NAMES.get(name, name) for name in objectives)}",
+        f"models: {', '.join(sorted(points['model'].astype(str).unique()))}",
+        f"beta: {listed('beta')}",
+    ]
+    if seeds := listed("seed"):
+        parts.append(f"seeds: {seeds}")
+    return " · ".join(parts)
+
+
+def headline(facts: list[OverOptimization]) -> str:
+    """The answer over all curves."""
+    verdicts = [fact.verdict for fact in facts]
+    if len(facts) == 1:
+        return {
+            "over-optimized": "The curve over-optimizes: past its peak, moving further costs quality.",
+            "undecided": "Over-optimization is not established: the fall after the peak is within the noise.",
+            "not reached": "Over-optimization is not reached: quality is highest at the largest divergence.",
+        }[verdicts[0]]
+    falls = verdicts.count("over-optimized")
+    rest = [
+        f"{verdicts.count(verdict)} {text}"
+        for verdict, text in (("undecided", "within the noise"), ("not reached", "highest at the largest divergence"))
+        if verdict in verdicts
+    ]
+    found = f"{falls or 'None'} of {len(facts)} curves fall{'s' if falls == 1 else ''} after the peak"
+    return found + (f"; {', '.join(rest)}" if rest else "") + "."
+
+
+def answer(fact: OverOptimization) -> dict[str, str]:
+    """One curve: its name, what happened along it, and the verdict."""
+    curve, _, text = fact.statement.partition(": ")
+    return {
+        "curve": curve,
+        "text": text[0].upper() + text[1:],
+        "verdict": VERDICT_WORDS[fact.verdict],
+        "verdict_class": fact.verdict.replace(" ", "-"),
+    }
+
+
+def certainty(
+    points: pd.DataFrame, facts: list[OverOptimization], num_prompts: int | None, *, by_prompt: bool
+) -> list[str]:
+    """How far the answer can be trusted.
+
+    Args:
+        points: the table.
+        facts: the curves.
+        num_prompts: prompts behind each win rate, where that is known.
+        by_prompt: the fits' intervals come from completions.
+    """
+    sentences = []
+    errors = points["win_rate_se"].dropna() if "win_rate_se" in points else pd.Series(dtype=float)
+    half = NORMAL_QUANTILE * float(errors.median()) if len(errors) else math.nan
+    over = "" if num_prompts is None else f" over {num_prompts} prompts"
+    if not math.isnan(half):
+        sentences.append(
+            f"A win rate{over} carries a 95% half-width of ± {100 * half:.1f} points (median over checkpoints): "
+            f"two checkpoints that differ by less than about {100 * half * math.sqrt(2):.0f} points are not told "
+            "apart."
+        )
+    elif num_prompts is not None:
+        widest = NORMAL_QUANTILE * 0.5 / math.sqrt(num_prompts)
+        sentences.append(
+            f"A win rate{over} carries a 95% half-width of up to ± {100 * widest:.1f} points; the store has no "
+            "standard errors, so no interval of a fall is given."
+        )
+    cells = max(fact.num_cells for fact in facts)
+    sentences.append(
+        f"The best checkpoint is the highest of up to {cells} measured on the same prompts, so its win rate, and "
+        "the fall from it, are somewhat optimistic; fresh prompts would show a little less of both."
+    )
+    sentences.append(
+        f"Intervals of fitted curves hold what {CONFIDENCE:.0%} of studies with other prompts and other training runs "
+        "would find, by resampling: "
+        + (
+            "prompts are drawn for all checkpoints together, since all answer the same ones."
+            if by_prompt
+            else "without kept completions, the win rates are taken to err independently of each other."
+        )
+    )
+    return sentences
+
+
+def comparison(fits: pd.DataFrame) -> list[str]:
+    """How law (a) fares against law (c) over all curves: one sentence, or none where nothing was fitted."""
+    ratios = pd.Series([error_ratio(errors) for errors in law_errors(fits).values()]).dropna()
+    if ratios.empty:
+        return []
+    low, high = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
+    spread = low if low == high else f"{low} to {high} (median {ratios.median():.2f})"
+    return [f"The error of law (a) is {spread} times that of (c); the paper has about 0.5."]
+
+
+def how_to_read_fits() -> str:
+    """The formulas and columns of the tables of fits."""
+    formulas = "; ".join(f"({law.letter}) {law.formula}" for law in LAWS.values())
+    return (
+        f"Win rate = {formulas}, where d = √KL [√nats]; R0 is the reference's win rate; beta_fit is a coefficient "
+        "of the curve, not the beta of training. Brackets hold 95% intervals; an upper end of ∞ says that the "
+        "points do not rule out a curve that never falls. “Left out” is the error at each beta when "
+        "it is predicted from the others. "
+        "AICc compares laws on the same points: lower is better. All numbers: fits.csv."
+    )
+
+
+def how_to_open_runs(runs: RunPages) -> tuple[str, str] | None:
+    """What the links to runs need: a sentence, and the command that it ends with; ``None`` without links."""
+    if not runs.urls:
+        return None
+    if runs.command is None:
+        return "The names of runs in the table of checkpoints open them on the tracking server.", ""
+    return (
+        "The names of runs in the table of checkpoints open them in MLflow's UI. Start it first, in the folder "
+        "where this report was made:",
+        runs.command,
+    )

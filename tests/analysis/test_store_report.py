@@ -1,0 +1,30 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from overopt.analysis.store_report import report_from_store
+from overopt.tracking.runs import log_metrics, log_params, start_run
+from overopt.tracking.store import open_store
+
+
+def test_a_local_stores_runs_link_to_the_ui_that_the_page_says_how_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(sys, "argv", ["overopt", "report", "--tracking-uri", "postgresql://me:secret@host/runs"])
+    client = open_store(uri, create=True)
+    run_id = start_run(client, "dpo at beta 0.1", "align")
+    log_params(client, run_id, {"objective": "dpo", "model": "tiny", "beta": 0.1, "seed": 0})
+    for seen, kl, win_rate in ((0, 0.0, 0.4), (100, 4.0, 0.6)):
+        log_metrics(client, run_id, {"eval/kl_nats": kl, "eval/win_rate": win_rate}, step=seen)
+    client.set_terminated(run_id, "FINISHED")
+
+    page = report_from_store(tmp_path / "report", tracking_uri=uri).html.read_text(encoding="utf-8")
+
+    ids = f"{client.get_run(run_id).info.experiment_id}/runs/{run_id}"
+    assert f'<a href="http://127.0.0.1:5000/#/experiments/{ids}" target="_blank"' in page
+    assert "dpo at beta 0.1" in page
+    assert f"<code>mlflow ui --backend-store-uri {uri}</code>" in page
+    assert "postgresql://me:***@host/runs" in page
+    assert "secret" not in page
