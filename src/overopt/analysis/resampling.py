@@ -7,6 +7,7 @@ drawing runs with replacement would leave many a curve without its ends.
 Sources: Efron and Tibshirani 1993, "An Introduction to the Bootstrap"; Rubin 1981, "The Bayesian Bootstrap".
 """
 
+import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
@@ -133,6 +134,8 @@ def resample(curve: Curve, num: int = RESAMPLES, seed: int = 0) -> dict[Source, 
 def run_weights(curve: Curve, num: int = RESAMPLES, seed: int = 0) -> Float[np.ndarray, "resample point"]:
     """Weights of points, equal within a run, with mean 1 over runs."""
     runs = int(curve.run.max()) + 1
-    drawn = np.random.default_rng([seed, 1]).dirichlet(np.ones(runs), size=num) * runs
+    # Runs of another curve are other runs: their luck is their own.
+    own = zlib.crc32(f"{curve.name}, {curve.axis}, {curve.points}".encode())
+    drawn = np.random.default_rng([seed, own]).dirichlet(np.ones(runs), size=num) * runs
     weights: Float[np.ndarray, "resample point"] = drawn[:, curve.run]
     return weights

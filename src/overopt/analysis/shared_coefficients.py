@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from overopt.analysis.curves import OBJECTIVE_NAMES, Curve, R0Setting
 from overopt.analysis.fit_tables import fit_one, fit_resamples
@@ -12,27 +13,55 @@ from overopt.analysis.fitting import CONFIDENCE
 from overopt.analysis.laws import COMPARED, Law
 from overopt.analysis.resampling import RESAMPLES, resample
 
+_LEVEL = 1 - CONFIDENCE
 
-def shared_fits(curves: Sequence[Curve]) -> pd.DataFrame:
+
+def shared_fits(curves: Sequence[Curve], resamples: int = RESAMPLES) -> pd.DataFrame:
     """Each law on several curves at once, with coefficients of their own or in common, each from its measured R0.
 
     Columns: scope ("objectives of MODEL", "sizes of OBJECTIVE" or "all curves"), law, shared (none, a coefficient's
-    name, or both), num_curves, num_points, num_coefficients, rmse (weighted) [win rate], aicc, bic, and preferred
-    (least AICc of the scope and law).
+    name, or both), num_curves, num_points, num_coefficients, rmse (weighted) [win rate], aicc, bic, p_value (of equal
+    coefficients, by resampled prompts and runs; 1 where none is shared), and preferred: of what is not rejected at 5%,
+    the one with fewest coefficients, and among those the least error. AICc and BIC take points as independent, which
+    prompts in common make them not, and so see differences where there are none.
 
     Args:
-        curves: of one axis and set of points; those without a measured reference are left out.
+        curves: of one axis and set of points; those that can't be fitted are left out.
+        resamples: for the p-values.
     """
     rows: list[dict[str, object]] = []
-    for scope, group in _scopes([curve for curve in curves if math.isfinite(curve.reference_win_rate)]).items():
-        for law in COMPARED.values():
-            fits = {name: _fit_together(law, group, shared) for name, shared in _sharings(law).items()}
-            preferred = min(fits, key=lambda name: fits[name]["aicc"])
-            rows += [
-                {"scope": scope, "law": law.name, "shared": name, **fit, "preferred": name == preferred}
-                for name, fit in fits.items()
-            ]
+    kept = [curve for curve in curves if curve.can_be_fitted]
+    drawn = {id(curve): resample(curve, resamples)["prompts and runs"] for curve in kept}
+    for law in COMPARED.values():
+        measured = {id(curve): fit_one(curve, law).coefficients for curve in kept}
+        resampled = {key: fit_resamples(law, one).coefficients for key, one in drawn.items()}
+        for scope, group in _scopes(kept).items():
+            own = np.array([measured[id(curve)] for curve in group])
+            others = np.array([resampled[id(curve)] for curve in group])
+            fits, likely = [], []
+            for name, shared in _sharings(law).items():
+                columns = list(shared)
+                p_value = _p_equal(own[:, columns], others[:, :, columns])
+                fit = _fit_together(law, group, shared)
+                fits.append({"scope": scope, "law": law.name, "shared": name, **fit, "p_value": p_value})
+                if p_value >= _LEVEL:
+                    likely.append((fit["num_coefficients"], fit["rmse"], name))
+            preferred = min(likely)[-1]
+            rows += [{**fit, "preferred": fit["shared"] == preferred} for fit in fits]
     return pd.DataFrame(rows)
+
+
+def _p_equal(measured: Float[np.ndarray, "curve kind"], drawn: Float[np.ndarray, "curve resample kind"]) -> float:
+    """Wald's test that all curves have the same coefficients; 1 where there are none to compare."""
+    from scipy.special import chdtrc
+
+    if not measured.shape[1]:
+        return 1.0
+    differences = (measured[1:] - measured[0]).ravel()
+    moved = np.moveaxis(drawn[1:] - drawn[0], 1, 0).reshape(drawn.shape[1], -1)
+    moved = moved[np.isfinite(moved).all(axis=1)]
+    covariance = np.cov(moved, rowvar=False).reshape(len(differences), len(differences))
+    return float(chdtrc(len(differences), differences @ np.linalg.pinv(covariance) @ differences))
 
 
 def _scopes(curves: Sequence[Curve]) -> dict[str, list[Curve]]:
