@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from overopt.analysis.curves import OBJECTIVE_NAMES, Curve, Curves, final_checkpoints, training_fractions
-from overopt.analysis.fall_test import fall_test
+from overopt.analysis.curves import OBJECTIVE_NAMES, Curves, final_checkpoints, training_fractions
 from overopt.analysis.fit_tables import fit_resamples, peak_places
 from overopt.analysis.fitting import CONFIDENCE, Estimate
 from overopt.analysis.laws import LAWS
-from overopt.analysis.model_comparison import compare_laws
 from overopt.analysis.rank_correlation import rank_correlations
 from overopt.analysis.resampling import RESAMPLES, resample
 
@@ -55,9 +53,14 @@ class Claim:
     basis: str
 
 
+_NO_FALLS = pd.DataFrame({"objective": pd.Series(dtype=str)})
+
+
 class _Study(NamedTuple):
     points: pd.DataFrame
     curves: Curves
+    falls: pd.DataFrame
+    laws: pd.DataFrame
 
     @property
     def final(self) -> pd.DataFrame:
@@ -65,15 +68,21 @@ class _Study(NamedTuple):
         final = final_checkpoints(self.points[self.points["examples_seen"] > 0])
         return final[final[["kl_nats", "win_rate"]].notna().all(axis=1)]
 
+    def falls_against(self, axis: str) -> pd.DataFrame:
+        """Tests of the fall against one divergence."""
+        return self.falls[self.falls["axis"] == axis] if len(self.falls) else _NO_FALLS
 
-def paper_claims(points: pd.DataFrame, curves: Curves) -> list[Claim]:
+
+def paper_claims(points: pd.DataFrame, curves: Curves, falls: pd.DataFrame, laws: pd.DataFrame) -> list[Claim]:
     """All claims, in the paper's order.
 
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         curves: of the same.
+        falls: of :func:`overopt.analysis.fall_test.fall_tests` on all checkpoints, against both divergences.
+        laws: of :func:`overopt.analysis.model_comparison.compare_laws` on all checkpoints.
     """
-    study = _Study(points, curves)
+    study = _Study(points, curves, falls, laws)
     humps = [_hump(study, objective) for objective in sorted(points["objective"].astype(str).unique())]
     return [*humps, *(claim(study) for claim in _CLAIMS)]
 
@@ -139,38 +148,33 @@ _FALL_RULE = (
 )
 
 
-def _falls(curves: Sequence[Curve], missing: str) -> _Falls:
+def _falls(falls: pd.DataFrame, missing: str) -> _Falls:
     """The most significant fall, and whether any is real (Bonferroni)."""
-    found = []
-    for curve in curves:
-        try:
-            found.append(fall_test(curve))
-        except ValueError:
-            continue
-    if not found:
+    if falls.empty:
         return _Falls(Estimate(math.nan), "undecided", missing)
-    corrected = [min(1.0, test.p_value * len(found)) for test in found]
-    falling = sum(p_value < _LEVEL for p_value in corrected)
+    corrected = np.minimum(falls["p_value"] * len(falls), 1.0)
+    falling = int((corrected < _LEVEL).sum())
     verdict: Verdict = "undecided"
     if falling:
         verdict = "holds"
-    elif max(test.drop.high for test in found) < NO_FALL:
+    elif falls["drop_high"].max() < NO_FALL:
         verdict = "does not"
-    most = min(found, key=lambda test: (test.p_value, -test.drop.low))
-    basis = f"{falling} of {len(found)} curves fall, smallest corrected p = {min(corrected):.2g}"
-    return _Falls(most.drop, verdict, basis)
+    most = falls.sort_values(["p_value", "drop_low"], ascending=[True, False]).iloc[0]
+    basis = f"{falling} of {len(falls)} curves fall, smallest corrected p = {corrected.min():.2g}"
+    return _Falls(Estimate(*(float(most[name]) for name in ("drop", "drop_low", "drop_high"))), verdict, basis)
 
 
 def _hump(study: _Study, objective: str) -> Claim:
-    falls = _falls([c for c in study.curves.select() if c.objective == objective], "too few checkpoints")
+    falls = study.falls_against("kl")
+    found = _falls(falls[falls["objective"] == objective], "too few checkpoints")
     return Claim(
         source="Fig. 1, Sec. 3.2",
         text=f"{OBJECTIVE_NAMES.get(objective, objective)} over-optimizes: win rate falls again as KL grows.",
         measure="fall from the best stretch to the furthest points, most significant curve [win rate]",
-        estimate=falls.estimate,
+        estimate=found.estimate,
         rule=_FALL_RULE,
-        verdict=falls.verdict,
-        basis=falls.basis,
+        verdict=found.verdict,
+        basis=found.basis,
     )
 
 
@@ -304,24 +308,22 @@ def _share(count: int, total: int) -> Estimate:
 
 def _law_ratio(study: _Study, other: str) -> tuple[Estimate, int]:
     """Error of the log law over another's, all curves together; the interval by leaving curves out (jackknife)."""
-    curves = [curve for curve in study.curves.select() if curve.can_be_fitted]
-    if not curves:
-        return Estimate(math.nan), 0
-    laws = compare_laws(curves, resamples=2).laws
-    squares = laws.assign(squares=laws["rmse"] ** 2 * np.repeat([len(c.d) for c in curves], laws["law"].nunique()))
-    table = squares.pivot_table("squares", ["objective", "model"], "law")
-    ratio = math.sqrt(table["log_law"].sum() / table[other].sum())
-    if len(curves) < 3:
-        return Estimate(ratio), len(curves)
-    left_out = np.log(
-        [math.sqrt(table["log_law"].drop(row).sum() / table[other].drop(row).sum()) for row in table.index]
-    )
     from scipy.special import stdtrit
 
-    num = len(left_out)
+    if study.laws.empty:
+        return Estimate(math.nan), 0
+    laws = study.laws[study.laws["axis"] == "kl"]
+    squares = laws.assign(squares=laws["rmse"] ** 2 * laws["num_points"])
+    table = squares.pivot_table("squares", ["objective", "model"], "law")
+    ratio = math.sqrt(table["log_law"].sum() / table[other].sum())
+    num = len(table)
+    if num < 3:
+        return Estimate(ratio), num
+    rest = table.sum() - table
+    left_out = np.log(rest["log_law"] / rest[other]).to_numpy() / 2
     spread = math.sqrt((num - 1) / num * float(np.sum((left_out - left_out.mean()) ** 2)))
     half = float(stdtrit(num - 1, 1 - _LEVEL / 2)) * spread
-    return Estimate(ratio, ratio * math.exp(-half), ratio * math.exp(half)), len(curves)
+    return Estimate(ratio, ratio * math.exp(-half), ratio * math.exp(half)), num
 
 
 def _log_law_halves_the_error(study: _Study) -> Claim:
@@ -356,8 +358,8 @@ def _parabola_in_d_is_as_good(study: _Study) -> Claim:
 
 
 def _length_term_is_no_cure(study: _Study) -> Claim:
-    regularised = [curve for curve in study.curves.select() if "length penalty" in curve.objective]
-    falls = _falls(regularised, "no run with a length penalty")
+    every = study.falls_against("kl")
+    falls = _falls(every[every["objective"].str.contains("length penalty")], "no run with a length penalty")
     return Claim(
         source="Fig. 3 left, Sec. 3.3",
         text="A length term does not cure over-optimization.",
@@ -430,7 +432,7 @@ def _chosen_likelihood_falls(study: _Study) -> Claim:
 
 
 def _hump_against_forward_kl(study: _Study) -> Claim:
-    falls = _falls(study.curves.select("forward_kl"), "no forward KL")
+    falls = _falls(study.falls_against("forward_kl"), "no forward KL")
     return Claim(
         source="Fig. 5, Sec. 3.5",
         text="Against the forward KL, too, win rate rises and falls: some loss of that likelihood helps, more hurts.",

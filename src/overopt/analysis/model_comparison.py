@@ -21,7 +21,7 @@ class Comparison(NamedTuple):
     """Laws held against each other.
 
     Attributes:
-        laws: one row a curve and law: objective, model, axis, points, law, rmse (weighted) [win rate], aicc, bic,
+        laws: one row a curve and law: objective, model, axis, points, law, num_points, rmse (weighted) [win rate], aicc, bic,
             best_share (of resamples over prompts and runs in which it misses the points least), chosen (whether it
             does so on the points themselves), and chosen_if_true (how often a study like this one would choose it, were
             its fitted curve the truth: noise of the prompts, as :func:`selection_rates` draws it).
@@ -60,6 +60,7 @@ def compare_laws(curves: Sequence[Curve], r0: R0Setting = "measured", resamples:
                 {
                     **keys,
                     "law": name,
+                    "num_points": num,
                     "rmse": math.sqrt(rss / num),
                     "aicc": 2 * fitted - 2 * log_likelihood + correction,
                     "bic": fitted * math.log(num) - 2 * log_likelihood,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from overopt.analysis.curves import group_name, require_columns, training_fractions
-from overopt.analysis.fitting import Estimate
+from overopt.analysis.fitting import CONFIDENCE, Estimate
 
 NORMAL_QUANTILE = 1.959963984540054
 Verdict = Literal["over-optimized", "undecided", "not reached"]
@@ -57,6 +57,8 @@ class OverOptimization:
             rates is partly luck.
         d_star: where the log law on all checkpoints peaks [sqrt(nats)]; NaN where it has no hump or no fit.
         largest_d: largest distance measured [sqrt(nats)].
+        p_value: of no fall, corrected for the number of curves (:mod:`overopt.analysis.fall_test`); NaN where it could
+            not be tested.
     """
 
     objective: str
@@ -69,13 +71,14 @@ class OverOptimization:
     drop: Estimate
     d_star: Estimate
     largest_d: float
+    p_value: float = math.nan
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the fall shows in the points: its interval lies above zero."""
+        """Whether the fall is real: the test rejects a curve that never falls."""
         if self.peak == self.furthest:
             return "not reached"
-        return "over-optimized" if self.drop.low > 0 else "undecided"
+        return "over-optimized" if self.p_value < 1 - CONFIDENCE else "undecided"
 
     @property
     def statement(self) -> str:
@@ -130,7 +133,7 @@ def _kl(d: float) -> str:
     return f"{d**2:.1f}" if d**2 < 10 else f"{d**2:.0f}"
 
 
-def over_optimization(points: pd.DataFrame, fits: pd.DataFrame) -> list[OverOptimization]:
+def over_optimization(points: pd.DataFrame, fits: pd.DataFrame, falls: pd.DataFrame) -> list[OverOptimization]:
     """The facts of every objective and model in the points table, in its order.
 
     Groups without a trained checkpoint that has both a KL and a win rate are left out.
@@ -138,9 +141,15 @@ def over_optimization(points: pd.DataFrame, fits: pd.DataFrame) -> list[OverOpti
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         fits: the table of :func:`overopt.analysis.fit_tables.fit_points`.
+        falls: the table of :func:`overopt.analysis.fall_test.fall_tests`.
     """
     require_columns(points, ["objective", "model", "beta", "examples_seen", "run_id", "kl_nats", "win_rate"])
     fits = fits[(fits["law"] == "log_law") & (fits["axis"] == "kl") & (fits["points"] == "all")]
+    p_values = {
+        (row.objective, row.model): float(row.p_holm)
+        for row in falls.itertuples()
+        if (row.axis, row.points) == ("kl", "all")
+    }
     facts = []
     for (objective, model), group in points.groupby(["objective", "model"], sort=True):
         references = group[group["examples_seen"] == 0]
@@ -166,6 +175,7 @@ def over_optimization(points: pd.DataFrame, fits: pd.DataFrame) -> list[OverOpti
                 if len(fitted)
                 else Estimate(math.nan),
                 largest_d=furthest.d if len(fitted) else math.nan,
+                p_value=p_values.get((str(objective), str(model)), math.nan),
             )
         )
     return facts

@@ -1,0 +1,112 @@
+"""Everything that is worked out from a study's points: one look, many tables."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from overopt.analysis.claims import Claim, paper_claims
+from overopt.analysis.curves import Curves, curves_of, require_columns
+from overopt.analysis.fall_test import fall_tests
+from overopt.analysis.fit_tables import Fits, fit_curves
+from overopt.analysis.model_comparison import Comparison, compare_laws
+from overopt.analysis.over_optimization import OverOptimization, over_optimization
+from overopt.analysis.rank_correlation import rank_correlations
+from overopt.analysis.shared_coefficients import shared_fits, size_trends
+
+
+@dataclass(frozen=True)
+class StudyAnalysis:
+    """What the points say.
+
+    Attributes:
+        points: as they were given.
+        curves: of the points.
+        facts: where each curve peaks, and how far it falls.
+        fits: every law on every curve.
+        falls: tests of the fall on all checkpoints, p-values corrected for the number of curves of one divergence.
+        comparison: which law, on all checkpoints against the KL.
+        shared: whether curves share coefficients.
+        trends: how coefficients move with model size.
+        rank_correlations: of accuracy and loss with win rate.
+        claims: the paper's.
+    """
+
+    points: pd.DataFrame
+    curves: Curves
+    facts: list[OverOptimization]
+    fits: Fits
+    falls: pd.DataFrame
+    comparison: Comparison
+    shared: pd.DataFrame
+    trends: pd.DataFrame
+    rank_correlations: pd.DataFrame
+    claims: list[Claim]
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """By the name of their file."""
+        claims = [{**asdict(claim), **claim.estimate._asdict()} for claim in self.claims]
+        return {
+            "points": self.points,
+            "fits": self.fits.table,
+            "intervals": self.fits.intervals,
+            "falls": self.falls,
+            "law_comparison": self.comparison.laws,
+            "law_pairs": self.comparison.pairs,
+            "shared_coefficients": self.shared,
+            "size_trends": self.trends,
+            "rank_correlations": self.rank_correlations,
+            "claims": pd.DataFrame(claims).drop(columns="estimate"),
+        }
+
+
+def analyse(
+    points: pd.DataFrame,
+    completions: pd.DataFrame | None = None,
+    *,
+    errors_in_d: bool = False,
+    notes: Sequence[str] = (),
+) -> StudyAnalysis:
+    """Work everything out.
+
+    Args:
+        points: rows as :func:`overopt.tracking.tables.read_points` gives them.
+        completions: as for :func:`overopt.analysis.curves.curves_of`.
+        errors_in_d: add fits by orthogonal distance regression.
+        notes: what was left out before, to be named where nothing can be worked out.
+
+    Raises:
+        ValueError: columns are missing, or no trained checkpoint has both a KL and a win rate.
+    """
+    require_columns(points, ["run_id", "objective", "model", "beta", "seed", "examples_seen", "kl_nats", "win_rate"])
+    curves = curves_of(points, completions)
+    if not curves.select():
+        raise ValueError(
+            "no trained checkpoint has both a KL and a win rate, so there is no curve; evaluate checkpoints with a "
+            "judge first" + "".join(f" ({note})" for note in notes[:1])
+        )
+    fits = fit_curves(curves, errors_in_d=errors_in_d)
+    falls = pd.concat([fall_tests(curves.select(axis)) for axis in ("kl", "forward_kl")], ignore_index=True)
+    fitted = [curve for curve in curves.select() if curve.can_be_fitted]
+    comparison = compare_laws(fitted)
+    sizes = (
+        {
+            str(model): int(number)
+            for model, number in points.groupby("model")["num_parameters"].first().dropna().items()
+        }
+        if "num_parameters" in points
+        else {}
+    )
+    return StudyAnalysis(
+        points=points,
+        curves=curves,
+        facts=over_optimization(points, fits.table, falls),
+        fits=fits,
+        falls=falls,
+        comparison=comparison,
+        shared=shared_fits(fitted),
+        trends=size_trends(fitted, sizes),
+        rank_correlations=rank_correlations(points),
+        claims=paper_claims(points, curves, falls, comparison.laws),
+    )
