@@ -81,9 +81,15 @@ def test_the_report_opens_with_the_answer_and_says_how_sure_it_is(make_points, t
     assert "Win rate rises from 0.42 to 0.6" in opening
     assert "over-optimization starts at KL ≈" in opening
     assert "A win rate over 512 prompts carries a 95% half-width of ± 4.3 points" in page.text
-    for told in ("1 align run(s) left out", "python -m overopt report", "0123abc", "independent"):
+    for told in (
+        "1 align run(s) left out",
+        "is left out: one model only",
+        "python -m overopt report",
+        "0123abc",
+        "independent",
+    ):
         assert told in page.text
-    assert [tag for tag, _ in page.tags].count("svg") == 2
+    assert [tag for tag, _ in page.tags].count("svg") == 3
     assert sum(tag == "tr" for tag, _ in page.tags) > len(points)
 
 
@@ -110,7 +116,7 @@ def test_the_same_points_give_the_same_files_and_nothing_else_is_left(make_point
         folder = tmp_path / name
         files.append({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert files[0] == files[1]
-    assert len(files[0]) == 7
+    assert len(files[0]) == 9
     assert not any(Path(name).name.startswith(".") for name in files[0])
 
 

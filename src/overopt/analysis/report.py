@@ -84,14 +84,14 @@ def write_report(
     if num_prompts is None and completions is not None and len(completions):
         num_prompts = int(completions["prompt_id"].nunique())
 
-    figures, drawings = _write_figures(points, fits.table, out / "figures")
+    figures, drawings, left_out = _write_figures(points, fits.table, out / "figures")
     points_csv = _replace(out / "points.csv", _csv(points))
     fits_csv = _replace(out / "fits.csv", _csv(fits.table))
     page = _page(
         points=points,
         facts=facts,
         fits=fits,
-        notes=[*notes, *fits.notes],
+        notes=[*notes, *fits.notes, *left_out],
         provenance=dict(provenance or {}),
         drawings=drawings,
         samples=[] if completions is None else _samples(points, facts, completions),
@@ -149,19 +149,26 @@ class _Drawing:
     svg: str
 
 
-def _write_figures(points: pd.DataFrame, fits: pd.DataFrame, folder: Path) -> tuple[list[Path], list[_Drawing]]:
+def _write_figures(
+    points: pd.DataFrame, fits: pd.DataFrame, folder: Path
+) -> tuple[list[Path], list[_Drawing], list[str]]:
     # Here, since matplotlib takes longer to import than all else that reads a table.
     from overopt.analysis.figures.catalogue import FIGURES
     from overopt.analysis.figures.style import drawing, rendered
 
-    paths, drawings = [], []
+    paths, drawings, left_out = [], [], []
     for name, figure in FIGURES.items():
+        if missing := figure.missing(points):
+            left_out.append(f"{name}, {figure.title}, is left out: {missing}")
+            for suffix in ("svg", "png"):  # an earlier report's
+                (folder / f"{figure.stem}.{suffix}").unlink(missing_ok=True)
+            continue
         with drawing():
             drawn = figure.draw(points, fits)
             svg, png = rendered(drawn, "svg"), rendered(drawn, "png")
         paths += [_replace(folder / f"{figure.stem}.svg", svg), _replace(folder / f"{figure.stem}.png", png)]
         drawings.append(_Drawing(name, figure.title, figure.caption, inline_svg(svg.decode(), name, figure.title)))
-    return paths, drawings
+    return paths, drawings, left_out
 
 
 def inline_svg(svg: str, prefix: str, label: str) -> str:
@@ -172,6 +179,8 @@ def inline_svg(svg: str, prefix: str, label: str) -> str:
     """
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # A checkpoint may have several dots, and an id of a page only one place.
+    svg = re.sub(r'\bid="checkpoint:([^"]+)"', r'data-checkpoint="\1"', svg)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from overopt.analysis.figures.training_dynamics import draw_training_dynamics
-from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_kl
+from overopt.analysis.figures.missing import missing_measurements
+from overopt.analysis.figures.training_dynamics import (
+    draw_largest_model,
+    draw_smaller_models,
+    missing_smaller_models,
+    missing_training_dynamics,
+)
+from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_forward_kl, draw_win_rate_vs_kl
 
 
 @dataclass(frozen=True)
@@ -19,13 +25,15 @@ class PaperFigure:
         title: what it shows, in a few words.
         caption: how to read it, in plain words.
         draw: the points and fits tables -> axes. Call it inside
-            :func:`overopt.analysis.figures.style.drawing`.
+            :func:`overopt.analysis.figures.style.drawing`, and only where nothing is missing.
+        missing: the points -> what they lack for this figure, in words; empty if it can be drawn.
     """
 
     stem: str
     title: str
     caption: str
     draw: Callable[[pd.DataFrame, pd.DataFrame], Figure]
+    missing: Callable[[pd.DataFrame], str]
 
 
 FIGURES: dict[str, PaperFigure] = {
@@ -41,16 +49,36 @@ FIGURES: dict[str, PaperFigure] = {
             "peak beyond them."
         ),
         draw=draw_win_rate_vs_kl,
+        missing=lambda points: missing_measurements(points, "kl_nats", "win_rate"),
     ),
     "fig02": PaperFigure(
         stem="fig02_training_dynamics",
         title="Win rate and divergence during training",
         caption=(
-            "The same checkpoints in the order of training, a line for each beta (the price of divergence). "
-            "Bands are 95% intervals over prompts. A line that bends down above while it still rises below "
-            "is over-optimizing; a dip that training recovers from is not."
+            "The same checkpoints of the largest model in the order of training, a line for each beta (the price "
+            "of divergence). Bands are 95% intervals over prompts. A line that bends down above while it still "
+            "rises below is over-optimizing; a dip that training recovers from is not."
         ),
-        draw=draw_training_dynamics,
+        draw=draw_largest_model,
+        missing=missing_training_dynamics,
+    ),
+    "fig05": PaperFigure(
+        stem="fig05_win_rate_vs_forward_kl",
+        title="Win rate against forward divergence",
+        caption=(
+            "As fig01, but against the forward KL: how much less likely the policy finds the preferred responses "
+            "of held-out pairs than the reference does. A hump says that some loss of likelihood comes with "
+            "better responses, and too much with worse."
+        ),
+        draw=draw_win_rate_vs_forward_kl,
+        missing=lambda points: missing_measurements(points, "forward_kl_nats", "win_rate"),
+    ),
+    "fig08": PaperFigure(
+        stem="fig08_training_dynamics_of_smaller_models",
+        title="Win rate and divergence during training, smaller models",
+        caption="As fig02, for the models that it does not show, small to large.",
+        draw=draw_smaller_models,
+        missing=missing_smaller_models,
     ),
 }
 """Names are the paper's figure numbers."""
