@@ -19,8 +19,7 @@ MEASUREMENT_NAMES = {
 def measured(points: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Checkpoints after the reference that have all of ``columns``; none where a column is missing."""
     trained = points[points["examples_seen"] > 0]
-    if not set(columns) <= set(trained):
-        return trained.iloc[:0]
+    trained = trained.reindex(columns=trained.columns.union(list(columns), sort=False))
     return trained[trained[list(columns)].notna().all(axis=1)]
 
 

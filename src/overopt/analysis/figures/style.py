@@ -24,6 +24,8 @@ LAW_STYLES: dict[str, dict[str, Any]] = {
     "quadratic_in_d": {"color": "#0072b2", "linestyle": (0, (5, 2)), "linewidth": 1.5},
     "quadratic_in_kl": {"color": "#c2410c", "linestyle": (0, (1, 1.4)), "linewidth": 1.7},
 }
+LineStyle = str | tuple[float, tuple[float, ...]]
+LINESTYLES: tuple[LineStyle, ...] = ("-", (0.0, (5.0, 2.0)), (0.0, (1.0, 1.4)), (0.0, (5.0, 2.0, 1.0, 2.0)))
 # Two-sided 95%, for error bars from a standard error.
 ERROR_BAR_SE = 1.96
 
@@ -226,14 +228,21 @@ def nats_ticks(largest: float) -> list[float]:
     return [round((step * k) ** 2, 8) for k in range(int(largest_d / step + 1e-9) + 1)]
 
 
-def root_scale(ax: Axes, largest: float) -> None:
-    """A vertical KL axis from 0 to beyond ``largest`` [nats], spaced by its square root: the distance of Fig. 1."""
+def root_scale(ax: Axes, high: float, *, low: float = 0.0) -> None:
+    """A vertical axis from beyond ``low`` to beyond ``high`` [nats], spaced by the square root of its distance to 0.
+
+    That of a KL is the distance of Fig. 1.
+    """
+    low, high = 1.15 * min(low, 0.0), 1.15 * max(high, 0.0)
     ax.set_yscale(
-        "function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0.0)), lambda d: np.square(np.maximum(d, 0.0)))
+        "function", functions=(lambda nats: np.sign(nats) * np.sqrt(np.abs(nats)), lambda d: np.sign(d) * d**2)
     )
-    ticks = nats_ticks(1.15 * largest)
+    largest = max(high, -low)
+    ticks = [sign * tick for sign in (-1, 1) for tick in nats_ticks(largest) if low <= sign * tick <= high]
+    ticks = sorted({tick or 0.0 for tick in ticks})
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    ax.set_ylim(0.0, max(1.15 * largest, 1e-3))
+    # A little room for dots at 0, and for the line there.
+    ax.set_ylim(low - 0.001 * largest * (low == 0), max(high, 0.003 * largest, 1e-3))
 
 
 def log_ticks(low: float, high: float) -> list[float]:

@@ -1,5 +1,6 @@
 """Figures 2 and 8: win rate and KL along training, a line a beta."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,17 +44,22 @@ class Line:
 
 
 def training_dynamics(points: pd.DataFrame) -> list[Line]:
-    """What Figs. 2 and 8 plot, models by size."""
+    """What Figs. 2 and 8 plot, models by size; lines without a measurement after the reference are left out."""
     models = models_by_size(points)
     lines = [
-        Line(str(objective), str(model), float(runs["beta"].iloc[0]), steps)
+        Line(
+            str(objective),
+            str(model),
+            float(runs["beta"].iloc[0]),
+            averages_along_training(runs, {"win_rate": "win_rate_se", "kl_nats": "kl_se"}),
+        )
         for (objective, model, _), runs in points.groupby(["objective", "model", "beta"], sort=True)
-        if len(steps := averages_along_training(runs, {"win_rate": "win_rate_se", "kl_nats": "kl_se"}))
+        if len(measured(runs, "win_rate")) or len(measured(runs, "kl_nats"))
     ]
     return sorted(lines, key=lambda line: models.index(line.model))
 
 
-def averages_along_training(runs: pd.DataFrame, errors: dict[str, str]) -> pd.DataFrame:
+def averages_along_training(runs: pd.DataFrame, errors: Mapping[str, str | None]) -> pd.DataFrame:
     """A row for each fraction of training, averaged over runs that differ in their seed alone.
 
     Error bars are the mean standard error of the seeds: they share prompts, so that averaging over seeds
@@ -61,7 +67,7 @@ def averages_along_training(runs: pd.DataFrame, errors: dict[str, str]) -> pd.Da
 
     Args:
         runs: rows of the points table.
-        errors: column -> column of its standard error.
+        errors: column -> column of its standard error, if it has one.
     """
     fraction = runs["examples_seen"] / runs.groupby("run_id")["examples_seen"].transform("max")
     rows = []
@@ -126,9 +132,9 @@ def draw_lines(lines: list[Line]) -> Figure:
                 prepare_fractions(ax, line.objective, line.model)
             draw_line(ax, line.steps, value, styles[line.beta])
     for row, model in enumerate(models):
-        largest = max(float(line.steps["kl_nats"].max()) for line in lines if line.model == model)
+        largest = np.nanmax([line.steps["kl_nats"].max() for line in lines if line.model == model])
         for ax in axes[2 * row + 1]:
-            root_scale(ax, largest)
+            root_scale(ax, float(largest))
     share_range([ax for ax in axes[::2].flat if ax.get_visible()])
     label_rows(axes[::2], "Win rate against the\ndataset's response [fraction]")
     label_rows(axes[1::2], "KL(policy ‖ reference)\n[nats, square-root scale]")
