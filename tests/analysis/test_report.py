@@ -84,6 +84,7 @@ def test_the_report_opens_with_the_answer_and_says_how_sure_it_is(make_points, t
     for told in (
         "1 align run(s) left out",
         "is left out: one model only",
+        "is left out: no run with a length penalty",
         "python -m overopt report",
         "0123abc",
         "independent",

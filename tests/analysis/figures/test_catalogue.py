@@ -39,7 +39,9 @@ NARROW_TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "NaN for win rate": lambda points: points.assign(win_rate=np.nan),
     "no standard errors": lambda points: points.drop(columns=[name for name in points if name.endswith("_se")]),
     "no sizes": lambda points: points.drop(columns="num_parameters"),
-    "several seeds": lambda points: pd.concat([points, points.assign(run_id=points["run_id"] + "again", seed=1)]),
+    "several seeds": lambda points: pd.concat(
+        [points, points.assign(run_id=points["run_id"] + "again", seed=1)], ignore_index=True
+    ),
     "one beta": lambda points: points[points["beta"] == 0.1],
     "one model": lambda points: points[points["model"] == "tiny"],
     "one run": lambda points: points[points["run_id"] == points["run_id"].iloc[0]],

@@ -32,6 +32,20 @@ def test_seeds_are_averaged_within_an_error_that_their_number_does_not_shrink(ma
     assert step["win_rate_high"] - step["win_rate"] == pytest.approx(1.96 * 0.022)
 
 
+def test_seeds_that_end_a_few_examples_apart_are_averaged_all_the_same(make_points) -> None:
+    points = make_points(num_seeds=2)
+    longer = (points["seed"] == 1) & (points["examples_seen"] == 15_360)
+    points.loc[longer, "examples_seen"] += 8
+    for line in training_dynamics(points):
+        assert line.steps["num_seeds"].tolist() == [2] * 6
+        assert line.steps["training_fraction"].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0], abs=1e-3)
+    # Other schedules are other places.
+    points.loc[(points["seed"] == 1) & (points["examples_seen"] == 3_072), "examples_seen"] = 4_608
+    steps = training_dynamics(points)[0].steps
+    assert steps["num_seeds"].tolist() == [2, 1, 1, 2, 2, 2, 2]
+    assert steps["run_id"].tolist()[1:3] == ["dpo-gpt_neox-0.5M-0.01-0", "dpo-gpt_neox-0.5M-0.01-1"]
+
+
 def test_missing_numbers_leave_gaps_and_not_zeros(make_points) -> None:
     points = make_points().drop(columns=["kl_se"])
     points.loc[3, "win_rate"] = np.nan

@@ -67,7 +67,7 @@ FIGURES: dict[str, PaperFigure] = {
         missing=missing_training_dynamics,
     ),
     "fig03_left": PaperFigure(
-        stem="fig03_left_length_regularisation",
+        stem="fig03_left_length_regularization",
         title="Win rate against divergence, with and without a length penalty",
         caption=(
             "The same objective without and with a price on length in training. Left: win rate as judged; right: "

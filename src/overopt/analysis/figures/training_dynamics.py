@@ -62,6 +62,9 @@ def training_dynamics(points: pd.DataFrame) -> list[Line]:
 def averages_along_training(runs: pd.DataFrame, errors: Mapping[str, str | None]) -> pd.DataFrame:
     """A row for each fraction of training, averaged over runs that differ in their seed alone.
 
+    Seeds end a step of some examples apart, so that the same checkpoint comes at slightly different fractions:
+    those nearer to one another than a tenth of the way to a run's next checkpoint count as one.
+
     Error bars are the mean standard error of the seeds: they share prompts, so that averaging over seeds
     does not shrink it.
 
@@ -69,13 +72,17 @@ def averages_along_training(runs: pd.DataFrame, errors: Mapping[str, str | None]
         runs: rows of the points table.
         errors: column -> column of its standard error, if it has one.
     """
+    runs = runs.reset_index(drop=True)
     fraction = runs["examples_seen"] / runs.groupby("run_id")["examples_seen"].transform("max")
-    rows = []
     # A run of which only the reference was evaluated has no fraction, hence nothing to draw.
-    for training_fraction, seeds in runs.groupby(fraction, sort=True):
+    fraction = fraction.dropna().sort_values()
+    spacing = fraction.groupby(runs["run_id"]).diff().min()
+    place = (fraction.diff() > 0.1 * spacing).cumsum()
+    rows = []
+    for _, seeds in runs.loc[fraction.index].groupby(place, sort=True):
         one = seeds.iloc[0]
         row = {
-            "training_fraction": float(training_fraction),
+            "training_fraction": float(fraction[seeds.index].mean()),
             "num_seeds": len(seeds),
             "run_id": str(one["run_id"]) if len(seeds) == 1 else "",
             "examples_seen": int(one["examples_seen"]),
