@@ -163,4 +163,4 @@ def test_a_changed_recipe_is_not_mistaken_for_what_was_done(done, tmp_path):
 def test_the_report_can_be_made_again_from_the_store_alone(done, tmp_path):
     folder, _ = done
     report = report_from_store(tmp_path, tracking_uri=f"sqlite:///{folder}/mlflow.db")
-    assert report.points_csv.read_bytes() == (folder / "out/report/points.csv").read_bytes()
+    assert report.tables["points"].read_bytes() == (folder / "out/report/points.csv").read_bytes()

@@ -6,10 +6,15 @@ import pytest
 
 from overopt.analysis.claims import Claim, paper_claims
 from overopt.analysis.curves import curves_of
+from overopt.analysis.fall_test import fall_tests
+from overopt.analysis.model_comparison import compare_laws
 
 
 def claims_of(points: pd.DataFrame) -> dict[str, Claim]:
-    return {claim.text: claim for claim in paper_claims(points, curves_of(points))}
+    curves = curves_of(points)
+    falls = pd.concat([fall_tests(curves.select(axis), draws=1000) for axis in ("kl", "forward_kl")])
+    laws = compare_laws([curve for curve in curves.select() if curve.can_be_fitted], resamples=5).laws
+    return {claim.text: claim for claim in paper_claims(points, curves, falls, laws)}
 
 
 def verdict(points: pd.DataFrame, words: str) -> str:

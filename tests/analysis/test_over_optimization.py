@@ -3,12 +3,15 @@ import math
 import numpy as np
 import pytest
 
-from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.curves import curves_of
+from overopt.analysis.fall_test import fall_tests
+from overopt.analysis.fit_tables import fit_curves
 from overopt.analysis.over_optimization import OverOptimization, checkpoint_cells, over_optimization
 
 
 def facts_of(points) -> list[OverOptimization]:
-    return over_optimization(points, fit_points(points, resamples=50).table)
+    curves = curves_of(points)
+    return over_optimization(points, fit_curves(curves, resamples=50).table, fall_tests(curves.select(), draws=500))
 
 
 def with_last(points, **values: float):

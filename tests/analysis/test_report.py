@@ -93,18 +93,25 @@ def test_the_report_opens_with_the_answer_and_says_how_sure_it_is(make_points, t
     assert "Win rate rises from 0.42 to 0.6" in opening
     assert "over-optimization starts at KL ≈" in opening
     assert "A win rate over 512 prompts carries a 95% half-width of ± 4.3 points" in page.text
-    for told in ("1 align run(s) left out", "python -m overopt report", "0123abc", "independent"):
+    for told in (
+        "1 align run(s) left out",
+        "is left out: one model only",
+        "is left out: no run with a length penalty",
+        "python -m overopt report",
+        "0123abc",
+        "independent",
+    ):
         assert told in page.text
-    assert [tag for tag, _ in page.tags].count("svg") == 2
+    assert [tag for tag, _ in page.tags].count("svg") == 3
     assert sum(tag == "tr" for tag, _ in page.tags) > len(points)
 
 
 def test_the_tables_are_written_with_the_contracts_columns(written: Written) -> None:
     points, paths = written.points, written.paths
-    table = pd.read_csv(paths.points_csv)
+    table = pd.read_csv(paths.tables["points"])
     assert list(table.columns) == list(points.columns)
     np.testing.assert_allclose(table["kl_nats"], points["kl_nats"], rtol=1e-9)
-    fits = pd.read_csv(paths.fits_csv)
+    fits = pd.read_csv(paths.tables["fits"])
     assert list(fits.columns[:6]) == ["objective", "model", "axis", "points", "law", "r0"]
     assert {"alpha", "alpha_low", "alpha_high", "rmse", "rmse_leave_one_beta_out", "aicc", "d_star", "peak"} <= set(
         fits.columns
@@ -122,7 +129,9 @@ def test_the_same_points_give_the_same_files_and_nothing_else_is_left(make_point
         folder = tmp_path / name
         files.append({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert files[0] == files[1]
-    assert len(files[0]) == 7
+    tables = {f"{name}.csv" for name in ("points", "fits", "intervals", "falls", "law_comparison", "claims")}
+    assert tables <= files[0].keys()
+    assert len(files[0]) == 1 + 10 + 6  # the page, tables, three figures
     assert not any(Path(name).name.startswith(".") for name in files[0])
 
 
@@ -161,7 +170,8 @@ def test_the_contents_lead_to_every_section(written: Written) -> None:
     ids = {attributes.get("id") for _, attributes in written.page.tags}
     contents = {str(a["href"])[1:] for t, a in written.page.tags if t == "a"}
     sections = {a["id"] for t, a in written.page.tags if t == "section"}
-    assert {"answer", "figures", "fits", "samples", "checkpoints", "provenance"} == sections
+    analysis = {"claims", "falls", "laws", "fits"}
+    assert {"answer", "figures", *analysis, "samples", "checkpoints", "provenance"} == sections
     assert sections <= contents <= ids
 
 
@@ -257,7 +267,7 @@ def test_points_without_an_evaluated_policy_are_refused(make_points, tmp_path: P
 
 
 def test_a_table_read_back_from_points_csv_gives_the_same_fits(written: Written) -> None:
-    again = fit_points(pd.read_csv(written.paths.points_csv)).table
+    again = fit_points(pd.read_csv(written.paths.tables["points"])).table
     pd.testing.assert_frame_equal(again, fit_points(written.points).table, rtol=1e-6)
 
 

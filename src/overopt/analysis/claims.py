@@ -320,7 +320,7 @@ def _law_ratio(study: _Study, other: str) -> tuple[Estimate, int]:
     if num < 3:
         return Estimate(ratio), num
     rest = table.sum() - table
-    left_out = np.log(rest["log_law"] / rest[other]).to_numpy() / 2
+    left_out = np.log((rest["log_law"] / rest[other]).to_numpy(float)) / 2
     spread = math.sqrt((num - 1) / num * float(np.sum((left_out - left_out.mean()) ** 2)))
     half = float(stdtrit(num - 1, 1 - _LEVEL / 2)) * spread
     return Estimate(ratio, ratio * math.exp(-half), ratio * math.exp(half)), num

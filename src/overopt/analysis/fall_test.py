@@ -1,9 +1,10 @@
 """Is the fall after the peak real: a test for over-optimization that assumes no law.
 
-Points are ordered by distance. The mean of the furthest ones is held against that of every window of as many nearer
-ones; the largest difference, in standard errors, is the statistic. Under any curve that never falls it is at most what
-it is under a flat one, so that drawing noise about a flat curve gives a valid p-value, which counts that the best
-window was picked. The noise is that of other prompts, shared by the points, and what points scatter beyond it.
+Points are ordered by distance. The mean of the furthest two, tenth or fifth of them is held against that of every
+window of a fifth among the nearer ones; the largest difference, in standard errors, is the statistic. Under any curve
+that never falls it is at most what it is under a flat one, so that drawing noise about a flat curve gives a valid
+p-value, which counts that the windows were picked. The noise is that of other prompts, shared by the points, and what
+points scatter beyond it.
 """
 
 import math
@@ -33,7 +34,7 @@ class FallTest:
         drop: mean win rate of the best window less that of the furthest points, with a 95% interval that does not
             count that the window was picked.
         p_value: of no fall.
-        window: points in each mean.
+        num_furthest: points in the mean of the furthest.
         best_d: mean distance of the best window [sqrt(nats)].
         furthest_d: mean distance of the furthest points [sqrt(nats)].
         num_points: that were used.
@@ -43,7 +44,7 @@ class FallTest:
     curve: Curve
     drop: Estimate
     p_value: float
-    window: int
+    num_furthest: int
     best_d: float
     furthest_d: float
     num_points: int
@@ -54,8 +55,10 @@ def fall_test(curve: Curve, draws: int = DRAWS, seed: int = 0) -> FallTest:
     """Test one curve.
 
     Raises:
-        ValueError: too few points for two windows.
+        ValueError: too few points for two windows, or no standard error and no verdict on prompts.
     """
+    if curve.outcomes is None and not np.isfinite(curve.win_rate_se).all():
+        raise ValueError(f"{curve.name}: win rates without standard errors, which a fall is measured by")
     moved = prompt_deviations(curve, draws, seed)
     transient = transients(curve, moved.win_rate)
     kept = np.flatnonzero(~transient)
@@ -67,11 +70,17 @@ def fall_test(curve: Curve, draws: int = DRAWS, seed: int = 0) -> FallTest:
     generator = np.random.default_rng([seed, 4])
     noise = moved.win_rate[:, kept] + scatter * generator.standard_normal((draws, len(kept)))
 
-    starts = np.arange(len(kept) - 2 * window + 1)
-    contrasts = np.zeros((len(starts), len(kept)))
-    for row, start in enumerate(starts):
-        contrasts[row, start : start + window] = 1 / window
-    contrasts[:, -window:] -= 1 / window
+    rows, places = [], []
+    for furthest in sorted({_SMALLEST_WINDOW, math.ceil(len(kept) / 10), window}):
+        if furthest < _SMALLEST_WINDOW:
+            continue
+        for start in range(len(kept) - window - furthest + 1):
+            contrast = np.zeros(len(kept))
+            contrast[start : start + window] = 1 / window
+            contrast[-furthest:] -= 1 / furthest
+            rows.append(contrast)
+            places.append((start, furthest))
+    contrasts = np.array(rows)
     moved_contrasts = noise @ contrasts.T
     errors = np.maximum(moved_contrasts.std(axis=0), 1e-12)
     differences = contrasts @ curve.win_rate[kept]
@@ -79,14 +88,14 @@ def fall_test(curve: Curve, draws: int = DRAWS, seed: int = 0) -> FallTest:
     beyond = (moved_contrasts / errors).max(axis=1) >= differences[best] / errors[best]
     tail = (1 - CONFIDENCE) / 2
     low, high = differences[best] - np.quantile(moved_contrasts[:, best], [1 - tail, tail])
-    d = curve.d[kept]
+    d, (start, furthest) = curve.d[kept], places[best]
     return FallTest(
         curve=curve,
         drop=Estimate(float(differences[best]), float(low), float(high)),
         p_value=float((1 + beyond.sum()) / (1 + draws)),
-        window=window,
-        best_d=float(d[best : best + window].mean()),
-        furthest_d=float(d[-window:].mean()),
+        num_furthest=furthest,
+        best_d=float(d[start : start + window].mean()),
+        furthest_d=float(d[-furthest:].mean()),
         num_points=len(kept),
         num_transients=int(transient.sum()),
     )
@@ -121,8 +130,8 @@ def _has_dipped(curve: Curve, of_run: np.ndarray, place: int) -> bool:
 def fall_tests(curves: Sequence[Curve], draws: int = DRAWS) -> pd.DataFrame:
     """All curves, with p-values that count how many were tested (Holm).
 
-    Columns: objective, model, axis, points, drop, drop_low, drop_high, p_value, p_holm, window, best_d, furthest_d,
-    num_points, num_transients. Curves with too few points are left out.
+    Columns: objective, model, axis, points, drop, drop_low, drop_high, p_value, p_holm, num_furthest, best_d,
+    furthest_d, num_points, num_transients. Curves with too few points are left out.
     """
     rows = []
     for curve in curves:
@@ -140,7 +149,7 @@ def fall_tests(curves: Sequence[Curve], draws: int = DRAWS) -> pd.DataFrame:
                 "drop_low": found.drop.low,
                 "drop_high": found.drop.high,
                 "p_value": found.p_value,
-                "window": found.window,
+                "num_furthest": found.num_furthest,
                 "best_d": found.best_d,
                 "furthest_d": found.furthest_d,
                 "num_points": found.num_points,

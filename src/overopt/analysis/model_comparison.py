@@ -21,10 +21,10 @@ class Comparison(NamedTuple):
     """Laws held against each other.
 
     Attributes:
-        laws: one row a curve and law: objective, model, axis, points, law, num_points, rmse (weighted) [win rate], aicc, bic,
-            best_share (of resamples over prompts and runs in which it misses the points least), chosen (whether it
-            does so on the points themselves), and chosen_if_true (how often a study like this one would choose it, were
-            its fitted curve the truth: noise of the prompts, as :func:`selection_rates` draws it).
+        laws: one row a curve and law: objective, model, axis, points, law, num_points, rmse (weighted) [win rate],
+            aicc, bic, best_share (of resamples over prompts and runs in which it misses the points least), chosen
+            (whether it does so on the points themselves), and chosen_if_true (how often a study like this one would
+            choose it, were its fitted curve the truth: noise of the prompts, as :func:`selection_rates` draws it).
         pairs: objective, model ("all" for both: the curves pooled), axis, points, law, other, rmse_ratio, and
             better_share (of resamples in which the law misses less than the other).
     """

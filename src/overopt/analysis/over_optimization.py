@@ -145,11 +145,8 @@ def over_optimization(points: pd.DataFrame, fits: pd.DataFrame, falls: pd.DataFr
     """
     require_columns(points, ["objective", "model", "beta", "examples_seen", "run_id", "kl_nats", "win_rate"])
     fits = fits[(fits["law"] == "log_law") & (fits["axis"] == "kl") & (fits["points"] == "all")]
-    p_values = {
-        (row.objective, row.model): float(row.p_holm)
-        for row in falls.itertuples()
-        if (row.axis, row.points) == ("kl", "all")
-    }
+    tested = falls[(falls["axis"] == "kl") & (falls["points"] == "all")] if len(falls) else falls
+    p_values = {(row["objective"], row["model"]): row["p_holm"] for row in tested.to_dict("records")}
     facts = []
     for (objective, model), group in points.groupby(["objective", "model"], sort=True):
         references = group[group["examples_seen"] == 0]

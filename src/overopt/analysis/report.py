@@ -1,4 +1,4 @@
-"""Points in; points.csv, fits.csv, figures and one self-contained report.html out."""
+"""Points in; tables, figures and one self-contained report.html out."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from overopt.analysis.curves import group_name, require_columns
-from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.curves import group_name
 from overopt.analysis.number_text import fixed, interval_text, number_text, squared
-from overopt.analysis.over_optimization import over_optimization
 from overopt.analysis.report_page import Drawing, inline_svg, report_page
 from overopt.analysis.report_tables import RunPages, fitted, fitted_coefficients, table_rows
 from overopt.analysis.response_samples import samples
+from overopt.analysis.study import analyse
 
 # Enough to carry a float32 and to come out the same everywhere.
 FLOAT_FORMAT = "%.10g"
@@ -23,8 +22,7 @@ class ReportPaths(NamedTuple):
     """What :func:`write_report` wrote."""
 
     html: Path
-    points_csv: Path
-    fits_csv: Path
+    tables: dict[str, Path]
     figures: tuple[Path, ...]
 
 
@@ -37,8 +35,9 @@ def write_report(
     completions: pd.DataFrame | None = None,
     num_prompts: int | None = None,
     runs: RunPages | None = None,
+    errors_in_d: bool = False,
 ) -> ReportPaths:
-    """Fit, draw and write everything into a folder; the same points give the same files.
+    """Analyse, draw and write everything into a folder; the same points give the same files.
 
     Each file is written beside and then renamed, report.html last: a reader never meets half of one.
 
@@ -47,45 +46,35 @@ def write_report(
         out: folder, made if missing; files of an earlier report in it are replaced.
         notes: what was left out before, in words.
         provenance: how it was made, such as command, commit and versions; shown as it is.
-        completions: sampled responses, to be shown side by side: run_id, examples_seen, prompt_id, prompt
-            and response, and opponent and win_probability where they exist.
+        completions: sampled responses, for intervals and to be shown side by side: run_id, examples_seen, prompt_id,
+            prompt and response, and opponent, win_probability and log-probabilities where they exist.
         num_prompts: prompts behind each win rate; counted in ``completions`` by default, and otherwise not
             stated.
         runs: what the runs are called and where they are shown; the page has no links without it.
+        errors_in_d: add fits by orthogonal distance regression to intervals.csv.
 
     Raises:
         ValueError: columns are missing, or no trained checkpoint has both a KL and a win rate.
     """
-    require_columns(points, ["run_id", "objective", "model", "beta", "seed", "examples_seen"])
-    require_columns(points, ["kl_nats", "win_rate"])
     if completions is not None and completions.empty:
         completions = None
-    fits = fit_points(points, completions)
-    facts = over_optimization(points, fits.table)
-    if not facts:
-        raise ValueError(
-            "no trained checkpoint has both a KL and a win rate, so there is no curve; "
-            "evaluate checkpoints with a judge first" + "".join(f" ({note})" for note in notes[:1])
-        )
+    study = analyse(points, completions, errors_in_d=errors_in_d, notes=notes)
     if num_prompts is None and completions is not None:
         num_prompts = int(completions["prompt_id"].nunique())
 
-    figures, drawings = _write_figures(points, fits.table, out / "figures")
-    points_csv = _replace(out / "points.csv", _csv(points))
-    fits_csv = _replace(out / "fits.csv", _csv(fits.table))
+    figures, drawings, left_out = _write_figures(points, study.fits.table, out / "figures")
+    tables = {name: _replace(out / f"{name}.csv", _csv(table)) for name, table in study.tables.items()}
     page = report_page(
-        points=points,
-        facts=facts,
-        fits=fits,
-        notes=[*notes, *fits.notes],
+        study=study,
+        notes=[*notes, *study.fits.notes, *left_out],
         provenance=provenance or {},
         drawings=drawings,
-        samples=[] if completions is None else samples(points, facts, completions),
+        samples=[] if completions is None else samples(points, study.facts, completions),
         num_prompts=num_prompts,
         by_prompt=completions is not None and {"win_probability", "policy_log_prob"} <= set(completions),
         runs=runs or RunPages(),
     )
-    return ReportPaths(_replace(out / "report.html", page.encode()), points_csv, fits_csv, tuple(figures))
+    return ReportPaths(_replace(out / "report.html", page.encode()), tables, tuple(figures))
 
 
 def format_fits(fits: pd.DataFrame) -> str:
@@ -126,16 +115,26 @@ def _csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, float_format=FLOAT_FORMAT, lineterminator="\n").encode()
 
 
-def _write_figures(points: pd.DataFrame, fits: pd.DataFrame, folder: Path) -> tuple[list[Path], list[Drawing]]:
+def _write_figures(
+    points: pd.DataFrame, fits: pd.DataFrame, folder: Path
+) -> tuple[list[Path], list[Drawing], list[str]]:
+    """Files of the figures, their drawings for the page, and why others are left out."""
     # Here, since matplotlib takes longer to import than all else that reads a table.
     from overopt.analysis.figures.catalogue import FIGURES
     from overopt.analysis.figures.style import drawing, rendered
 
-    paths, drawings = [], []
+    paths, drawings, left_out = [], [], []
     for name, figure in FIGURES.items():
+        files = {kind: folder / f"{figure.stem}.{kind}" for kind in ("svg", "png")}
+        if missing := figure.missing(points):
+            left_out.append(f"{figure.title} ({name}) is left out: {missing}")
+            for path in files.values():
+                path.unlink(missing_ok=True)  # of an earlier report
+            continue
         with drawing():
             drawn = figure.draw(points, fits)
-            svg, png = rendered(drawn, "svg"), rendered(drawn, "png")
-        paths += [_replace(folder / f"{figure.stem}.svg", svg), _replace(folder / f"{figure.stem}.png", png)]
-        drawings.append(Drawing(name, figure.title, figure.caption, inline_svg(svg.decode(), name, figure.title)))
-    return paths, drawings
+            content = {kind: rendered(drawn, kind) for kind in files}
+        paths += [_replace(path, content[kind]) for kind, path in files.items()]
+        svg = inline_svg(content["svg"].decode(), name, figure.title)
+        drawings.append(Drawing(name, figure.title, figure.caption, svg))
+    return paths, drawings, left_out

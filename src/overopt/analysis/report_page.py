@@ -4,26 +4,23 @@ import base64
 import hashlib
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from overopt.analysis import report_words as words
-from overopt.analysis.fit_tables import Fits
-from overopt.analysis.over_optimization import OverOptimization
+from overopt.analysis.comparison_tables import claim_table, fall_table, law_table, shared_table, trend_table
 from overopt.analysis.page_content import PageSection
 from overopt.analysis.report_tables import (
     RunPages,
     answer_table,
     checkpoint_table,
     dot_facts,
-    error_table,
     fit_tables,
     provenance_table,
 )
 from overopt.analysis.response_samples import Samples
+from overopt.analysis.study import StudyAnalysis
 
 _FOLDER = Path(__file__).parent
 # Pixels a point of a figure's file: the smallest at which its labels can be read, and the largest.
@@ -49,9 +46,7 @@ class Drawing:
 
 def report_page(
     *,
-    points: pd.DataFrame,
-    facts: list[OverOptimization],
-    fits: Fits,
+    study: StudyAnalysis,
     notes: Sequence[str],
     provenance: Mapping[str, str],
     drawings: Sequence[Drawing],
@@ -60,36 +55,44 @@ def report_page(
     by_prompt: bool,
     runs: RunPages,
 ) -> str:
-    """The page's text, from what was measured and fitted.
+    """The page's text, from what was measured and worked out.
 
     A table is added by one more :class:`~overopt.analysis.page_content.PageSection` below.
     """
-    fitted_laws = PageSection(
-        "fits",
-        "Fitted laws",
-        [*words.comparison(fits.table), words.how_to_read_fits()],
-        [error_table(fits.table), *fit_tables(fits.table)],
-    )
-    if fits.table.empty:
-        fitted_laws = PageSection("fits", "Fitted laws", ["No curve could be fitted; the remarks above say why."])
-    checkpoints = PageSection("checkpoints", "All checkpoints", [], [checkpoint_table(points, runs)])
-    appendix = [checkpoints]
+    appendix = [PageSection("checkpoints", "All checkpoints", [], [checkpoint_table(study.points, runs)])]
     if provenance:
         appendix.append(PageSection("provenance", "How this was made", [], [provenance_table(provenance)]))
     return _render(
-        scope=words.scope(points),
-        headline=words.headline(facts),
-        answers=[words.answer(fact) for fact in facts],
-        answer_table=answer_table(facts),
-        certainty=words.certainty(points, facts, num_prompts, by_prompt=by_prompt),
+        scope=words.scope(study.points),
+        headline=words.headline(study.facts),
+        answers=[words.answer(fact) for fact in study.facts],
+        answer_table=answer_table(study.facts),
+        certainty=words.certainty(study.points, study.facts, num_prompts, by_prompt=by_prompt),
         notes=notes,
         drawings=drawings,
-        analysis=[fitted_laws],
+        analysis=list(_analysis(study)),
         samples=samples,
         appendix=appendix,
         how_to_open_runs=words.how_to_open_runs(runs),
-        dots=dot_facts(points, runs),
+        dots=dot_facts(study.points, runs),
     )
+
+
+def _analysis(study: StudyAnalysis) -> Iterator[PageSection]:
+    yield PageSection("claims", "What the paper claims", [words.claims(study.claims)], [claim_table(study.claims)])
+    if len(study.falls):
+        yield PageSection("falls", "Is the fall real?", words.falls(), [fall_table(study.falls)])
+    if study.fits.table.empty:
+        yield PageSection("fits", "Fitted laws", ["No curve could be fitted; the remarks above say why."])
+        return
+    laws = study.comparison.laws
+    yield PageSection("laws", "Which law?", words.comparison(study.comparison), [law_table(laws)] if len(laws) else [])
+    yield PageSection("fits", "Fitted laws", words.how_to_read_fits(), fit_tables(study.fits.table))
+    if len(study.shared):
+        tables = [shared_table(study.shared)]
+        if len(study.trends):
+            tables.append(trend_table(study.trends))
+        yield PageSection("coefficients", "Coefficients across curves", words.shared(), tables)
 
 
 def _render(*, drawings: Sequence[Drawing], **content: object) -> str:

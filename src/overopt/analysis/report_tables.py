@@ -22,7 +22,7 @@ VERDICT_WORDS = {
     "undecided": "undecided",
     "not reached": "not reached",
 }
-_CURVE = (Column("Objective", filterable=True), Column("Model", filterable=True))
+CURVE_COLUMNS = (Column("Objective", filterable=True), Column("Model", filterable=True))
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class RunPages:
 def answer_table(facts: list[OverOptimization]) -> PageTable:
     """Where each curve peaks and how far it falls."""
     columns = (
-        *_CURVE,
+        *CURVE_COLUMNS,
         Column("Reference", "win rate", numeric=True),
         Column("Best checkpoint", "win rate ± 95%", numeric=True),
         Column("beta", "there", numeric=True),
@@ -59,7 +59,7 @@ def answer_table(facts: list[OverOptimization]) -> PageTable:
     )
     rows = [
         (
-            *_curve(fact.objective, fact.model),
+            *curve_cells(fact.objective, fact.model),
             number_cell(fact.reference_win_rate, "{:.3f}"),
             spread_cell(fact.peak.win_rate, NORMAL_QUANTILE * fact.peak.win_rate_se, 3),
             number_cell(fact.peak.beta, "{:g}"),
@@ -74,43 +74,10 @@ def answer_table(facts: list[OverOptimization]) -> PageTable:
     return PageTable("peaks", "The peaks in numbers", columns, rows)
 
 
-def law_errors(fits: pd.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
-    """By objective and model, by law: its root mean square error on all checkpoints [win rate]."""
-    errors: dict[tuple[str, str], dict[str, float]] = {}
-    for fit in table_rows(fits[(fits["axis"] == "kl") & (fits["points"] == "all")]):
-        errors.setdefault((str(fit["objective"]), str(fit["model"])), {})[str(fit["law"])] = float(fit["rmse"])
-    return errors
-
-
-def error_ratio(errors: Mapping[str, float]) -> float:
-    """The error of law (a) over that of law (c); NaN where either is missing, or (c) misses nothing."""
-    quadratic = errors.get("quadratic_in_kl", math.nan)
-    return errors.get("log_law", math.nan) / quadratic if quadratic > 0 else math.nan
-
-
-def error_table(fits: pd.DataFrame) -> PageTable:
-    """The laws against each other, a curve a row."""
-    columns = (
-        *_CURVE,
-        *(Column(f"({law.letter}) {law.title}", "points of win rate", numeric=True) for law in LAWS.values()),
-        Column("(a) / (c)", "the paper: about 0.5", numeric=True),
-    )
-    rows = [
-        (
-            *_curve(*curve),
-            *(number_cell(100 * errors.get(name, math.nan), "{:.2f}") for name in LAWS),
-            number_cell(error_ratio(errors), "{:.2f}"),
-        )
-        for curve, errors in law_errors(fits).items()
-    ]
-    note = "By how much the curves miss the points, all checkpoints (root mean square)."
-    return PageTable("errors", "Errors of the laws", columns, rows, note)
-
-
 def fit_tables(fits: pd.DataFrame) -> list[PageTable]:
     """The fitted laws, a table a divergence."""
     columns = (
-        *_CURVE,
+        *CURVE_COLUMNS,
         Column("Points", filterable=True),
         Column("N", "points", numeric=True),
         Column("Law", filterable=True),
@@ -137,7 +104,7 @@ def _fit_row(fit: Row) -> tuple[TableCell, ...]:
     law = LAWS[str(fit["law"])]
     coefficients = [f"{name} = {interval_text(value, number_text)}" for name, value in fitted_coefficients(fit).items()]
     return (
-        *_curve(fit["objective"], fit["model"]),
+        *curve_cells(fit["objective"], fit["model"]),
         TableCell(str(fit["points"])),
         number_cell(fit["num_points"], "{:g}"),
         TableCell(f"({law.letter}) {law.title}"),
@@ -155,7 +122,7 @@ def checkpoint_table(points: pd.DataFrame, runs: RunPages) -> PageTable:
     """Every row of the points table, with the columns that a reader asks for."""
     columns = (
         Column("Run", code=True),
-        *_CURVE,
+        *CURVE_COLUMNS,
         Column("beta", numeric=True, filterable=True),
         Column("Seed", numeric=True),
         Column("Examples", "seen", numeric=True),
@@ -173,7 +140,7 @@ def checkpoint_table(points: pd.DataFrame, runs: RunPages) -> PageTable:
     rows = [
         (
             TableCell(runs.name(str(point["run_id"])), url=runs.urls.get(str(point["run_id"]), "")),
-            *_curve(point["objective"], point["model"]),
+            *curve_cells(point["objective"], point["model"]),
             number_cell(point["beta"], "{:g}"),
             number_cell(point["seed"], "{:g}"),
             number_cell(point["examples_seen"], "{:,.0f}"),
@@ -216,7 +183,7 @@ def dot_facts(points: pd.DataFrame, runs: RunPages) -> dict[str, dict[str, objec
     by_checkpoint: dict[str, object] = {}
     for point, share in zip(table_rows(points), training_shares(points), strict=True):
         run_id = str(point["run_id"])
-        objective, model = (cell.text for cell in _curve(point["objective"], point["model"]))
+        objective, model = (cell.text for cell in curve_cells(point["objective"], point["model"]))
         by_run[run_id] = {
             "url": runs.urls.get(run_id, ""),
             "facts": [
@@ -256,7 +223,8 @@ def fitted_coefficients(fit: Row) -> dict[str, Estimate]:
     return {name: fitted(fit, name) for name in LAWS[str(fit["law"])].coefficients}
 
 
-def _curve(objective: Any, model: Any) -> tuple[TableCell, TableCell]:
+def curve_cells(objective: Any, model: Any) -> tuple[TableCell, TableCell]:
+    """Of :data:`CURVE_COLUMNS`."""
     return TableCell(OBJECTIVE_NAMES.get(str(objective), str(objective))), TableCell(str(model))
 
 

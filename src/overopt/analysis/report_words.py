@@ -1,14 +1,20 @@
 """What the report's page says in sentences: the answer, its scope and how sure it is."""
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
+from overopt.analysis.claims import Claim
 from overopt.analysis.curves import OBJECTIVE_NAMES
 from overopt.analysis.fitting import CONFIDENCE
-from overopt.analysis.laws import LAWS
+from overopt.analysis.laws import LAWS, saturating
+from overopt.analysis.model_comparison import Comparison
 from overopt.analysis.over_optimization import NORMAL_QUANTILE, OverOptimization
-from overopt.analysis.report_tables import VERDICT_WORDS, RunPages, error_ratio, law_errors
+from overopt.analysis.report_tables import VERDICT_WORDS, RunPages
+
+_LAW_WORDS = {law.name: f"{law.title} ({law.letter})" for law in LAWS.values()}
+_LAW_WORDS[saturating.name] = "curve that never falls"
 
 
 def scope(points: pd.DataFrame) -> str:
@@ -104,26 +110,71 @@ def certainty(
     return sentences
 
 
-def comparison(fits: pd.DataFrame) -> list[str]:
-    """How law (a) fares against law (c) over all curves: one sentence, or none where nothing was fitted."""
-    ratios = pd.Series([error_ratio(errors) for errors in law_errors(fits).values()]).dropna()
-    if ratios.empty:
-        return []
-    low, high = f"{ratios.min():.2f}", f"{ratios.max():.2f}"
-    spread = low if low == high else f"{low} to {high} (median {ratios.median():.2f})"
-    return [f"The error of law (a) is {spread} times that of (c); the paper has about 0.5."]
+def comparison(found: Comparison) -> list[str]:
+    """Which law misses the points least, and how sure that is."""
+    rows = found.pairs.to_dict("records")
+    pooled = [row for row in rows if row["objective"] == "all"]
+    where = "Over all curves together" if pooled else "On this curve"
+    pairs = {(row["law"], row["other"]): row for row in pooled or rows}
+    sentences = []
+    for law, other, paper in (
+        ("log_law", "quadratic_in_kl", " (the paper: about 0.5)"),
+        ("log_law", "quadratic_in_d", " (the paper: about 1)"),
+        ("log_law", "saturating", ""),
+    ):
+        if (pair := pairs.get((law, other))) is not None:
+            sentences.append(
+                f"{where}, the {_LAW_WORDS[law]} misses the points by {pair['rmse_ratio']:.2f} times as much as the "
+                f"{_LAW_WORDS[other]}{paper}; it misses less in {pair['better_share']:.0%} of resamples."
+            )
+    return [
+        *sentences,
+        "All laws here have two coefficients, so that least error, AICc and BIC choose alike. “Best in” is the share "
+        "of resamples (other prompts, other runs) in which a law misses least. “Chosen if true” is how often a study "
+        "like this one would choose the law, were its fitted curve the truth: where it is low, the points can't tell "
+        "the laws apart.",
+    ]
 
 
-def how_to_read_fits() -> str:
+def falls() -> list[str]:
+    """How the tests are made."""
+    return [
+        "The mean win rate of the furthest checkpoints (two, a tenth or a fifth) against that of the best stretch of a "
+        "fifth among the nearer ones. The p-value says how often a curve that never falls would show such a fall: it "
+        "counts that stretches were picked, that checkpoints share prompts, and that runs differ by more than those; "
+        "“corrected” counts the number of curves too (Holm). Dips that training recovers from are left out.",
+    ]
+
+
+def claims(found: Sequence[Claim]) -> str:
+    """How many hold."""
+    counts = [sum(claim.verdict == verdict for claim in found) for verdict in ("holds", "does not", "undecided")]
+    return (
+        f"On this grid {counts[0]} of the paper's claims hold, {counts[1]} do not, and {counts[2]} can't be decided. "
+        "Each has a rule that was fixed before; the estimate's interval is held against it."
+    )
+
+
+def shared() -> list[str]:
+    """How sharing is tested."""
+    return [
+        "Several curves are fitted at once, with coefficients of their own or in common. p is that of equal "
+        "coefficients, by resampled prompts (the same for all curves) and runs; “preferred” is the simplest sharing "
+        "that is not rejected at 5%.",
+    ]
+
+
+def how_to_read_fits() -> list[str]:
     """The formulas and columns of the tables of fits."""
     formulas = "; ".join(f"({law.letter}) {law.formula}" for law in LAWS.values())
-    return (
-        f"Win rate = {formulas}, where d = √KL [√nats]; R0 is the reference's win rate; beta_fit is a coefficient "
-        "of the curve, not the beta of training. Brackets hold 95% intervals; an upper end of ∞ says that the "
-        "points do not rule out a curve that never falls. “Left out” is the error at each beta when "
-        "it is predicted from the others. "
-        "AICc compares laws on the same points: lower is better. All numbers: fits.csv."
-    )
+    return [
+        f"Win rate = {formulas}, where d = √KL [√nats]; R0 is the reference's win rate; alpha and beta_fit are "
+        "coefficients of a curve, not the beta of training. With R0 held, (b) and (d) are one curve. Brackets hold 95% "
+        "intervals by other prompts and other runs; an upper end of ∞ says that the points do not rule out a curve "
+        "that never falls. “Left out” is the error at each beta when it is predicted from the others. AICc compares "
+        "laws on the same points: lower is better. Intervals by each source of error alone, and by the profile "
+        "likelihood: intervals.csv. All numbers: fits.csv."
+    ]
 
 
 def how_to_open_runs(runs: RunPages) -> tuple[str, str] | None:

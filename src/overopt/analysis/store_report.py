@@ -44,7 +44,7 @@ def report_from_store(
         completions=tracked_completions(client, run_ids),
         runs=run_pages(client, run_ids),
     )
-    print(format_fits(pd.read_csv(paths.fits_csv)))
+    print(format_fits(pd.read_csv(paths.tables["fits"])))
     print(f"report:        {paths.html}")
     return paths
 
@@ -52,7 +52,7 @@ def report_from_store(
 def keep_report(client: MlflowClient, run_id: str, report: ReportPaths) -> None:
     """Log a report's files as artifacts of a run, a study's parent."""
     folder = report.html.parent
-    for path in [*report.figures, report.points_csv, report.fits_csv, report.html]:
+    for path in [*report.figures, *report.tables.values(), report.html]:
         log_artifact(client, run_id, path, str(Path("report") / path.parent.relative_to(folder)))
 
 

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.figure import Figure
 
-from overopt.analysis.figures.training_dynamics import draw_training_dynamics
-from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_kl
+from overopt.analysis.figures.length_extrapolation import draw_length_extrapolation, missing_length_extrapolation
+from overopt.analysis.figures.length_regularization import draw_length_regularization, missing_length_regularization
+from overopt.analysis.figures.likelihoods import draw_likelihoods, missing_likelihoods
+from overopt.analysis.figures.missing import missing_measurements
+from overopt.analysis.figures.reward_metrics import draw_reward_metrics, missing_reward_metrics
+from overopt.analysis.figures.training_dynamics import (
+    draw_largest_model,
+    draw_smaller_models,
+    missing_smaller_models,
+    missing_training_dynamics,
+)
+from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_forward_kl, draw_win_rate_vs_kl
 
 
 @dataclass(frozen=True)
@@ -19,13 +29,15 @@ class PaperFigure:
         title: what it shows, in a few words.
         caption: how to read it, in plain words.
         draw: the points and fits tables -> axes. Call it inside
-            :func:`overopt.analysis.figures.style.drawing`.
+            :func:`overopt.analysis.figures.style.drawing`, and only where nothing is missing.
+        missing: the points -> what they lack for this figure, in words; empty if it can be drawn.
     """
 
     stem: str
     title: str
     caption: str
     draw: Callable[[pd.DataFrame, pd.DataFrame], Figure]
+    missing: Callable[[pd.DataFrame], str]
 
 
 FIGURES: dict[str, PaperFigure] = {
@@ -41,16 +53,87 @@ FIGURES: dict[str, PaperFigure] = {
             "peak beyond them."
         ),
         draw=draw_win_rate_vs_kl,
+        missing=lambda points: missing_measurements(points, "kl_nats", "win_rate"),
     ),
     "fig02": PaperFigure(
         stem="fig02_training_dynamics",
         title="Win rate and divergence during training",
         caption=(
-            "The same checkpoints in the order of training, a line for each beta (the price of divergence). "
-            "Bands are 95% intervals over prompts. A line that bends down above while it still rises below "
-            "is over-optimizing; a dip that training recovers from is not."
+            "The same checkpoints of the largest model in the order of training, a line for each beta (the price "
+            "of divergence). Bands are 95% intervals over prompts. A line that bends down above while it still "
+            "rises below is over-optimizing; a dip that training recovers from is not."
         ),
-        draw=draw_training_dynamics,
+        draw=draw_largest_model,
+        missing=missing_training_dynamics,
+    ),
+    "fig03_left": PaperFigure(
+        stem="fig03_left_length_regularization",
+        title="Win rate against divergence, with and without a length penalty",
+        caption=(
+            "The same objective without and with a price on length in training. Left: win rate as judged; right: "
+            "what is left of it for responses as long as the dataset's. Lines are law (a), fitted to all "
+            "checkpoints, dotted the reference's own win rate; marks along the bottom show where each line "
+            "peaks, with 95% intervals. A penalty that cured over-optimization would take the fall away."
+        ),
+        draw=draw_length_regularization,
+        missing=missing_length_regularization,
+    ),
+    "fig03_right": PaperFigure(
+        stem="fig03_right_length_extrapolation",
+        title="How much of the implicit reward is length",
+        caption=(
+            "For each checkpoint, how much of the spread of log ratios over its own responses their length "
+            "alone explains (R² of a line through the origin, Eq. 6). The centred R² measures the spread about "
+            "the mean, and is below 0 where the line does worse than the mean; the uncentred one measures it "
+            "from 0, so that it is high as soon as all log ratios have one sign. Lines join medians of groups "
+            "of checkpoints with like KL. The paper finds smaller models higher, and small KL higher than large."
+        ),
+        draw=draw_length_extrapolation,
+        missing=missing_length_extrapolation,
+    ),
+    "fig04": PaperFigure(
+        stem="fig04_reward_metrics",
+        title="Accuracy and loss on held-out pairs against win rate",
+        caption=(
+            "Each point is a checkpoint after the reference; bars are 95% intervals over prompts. Above: how "
+            "often the implicit reward ranks the chosen response of a held-out pair first; below: the loss on "
+            "those pairs. Below each panel, rank correlations with win rate over all sizes and within each; "
+            "their 95% intervals draw whole runs again and again, since the checkpoints of a run are alike. A "
+            "correlation over all sizes that vanishes within each only says that larger models do better."
+        ),
+        draw=draw_reward_metrics,
+        missing=missing_reward_metrics,
+    ),
+    "fig05": PaperFigure(
+        stem="fig05_win_rate_vs_forward_kl",
+        title="Win rate against forward divergence",
+        caption=(
+            "As fig01, but against the forward KL: how much less likely the policy finds the preferred responses "
+            "of held-out pairs than the reference does. A hump says that some loss of likelihood comes with "
+            "better responses, and too much with worse."
+        ),
+        draw=draw_win_rate_vs_forward_kl,
+        missing=lambda points: missing_measurements(points, "forward_kl_nats", "win_rate"),
+    ),
+    "fig08": PaperFigure(
+        stem="fig08_training_dynamics_of_smaller_models",
+        title="Win rate and divergence during training, smaller models",
+        caption="As fig02, for the models that it does not show, small to large.",
+        draw=draw_smaller_models,
+        missing=missing_smaller_models,
+    ),
+    "sec35_likelihoods": PaperFigure(
+        stem="sec35_likelihoods",
+        title="Likelihood of chosen and rejected responses",
+        caption=(
+            "How much likelier (above 0) or less likely (below 0) than the reference the policy finds the chosen "
+            "and rejected responses of held-out pairs: along training, and against how far it moved. Bands and "
+            "bars are 95% intervals over pairs, for the chosen. Both fall in direct alignment; the gap between "
+            "them is what it optimizes. The fall of the chosen is the forward KL, and fig05 shows the win rate "
+            "against it."
+        ),
+        draw=draw_likelihoods,
+        missing=missing_likelihoods,
     ),
 }
-"""Names are the paper's figure numbers."""
+"""Names are the paper's figure and section numbers."""

@@ -1,4 +1,4 @@
-"""Figure 1: win rate against sqrt(KL), final checkpoints above, all of them below, with fitted laws."""
+"""Figures 1 and 5: win rate against sqrt(KL), final checkpoints above, all of them below, with fitted laws."""
 
 import math
 from collections.abc import Mapping
@@ -12,20 +12,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from overopt.analysis.curves import AXES, OBJECTIVE_NAMES, POINT_SETS, final_checkpoints
+from overopt.analysis.curves import AXES, POINT_SETS, final_checkpoints
 from overopt.analysis.figures.style import (
     ERROR_BAR_SE,
     LAW_STYLES,
     MUTED,
     WARNING,
-    BetaStyle,
-    beta_handles,
+    DotStyle,
     beta_styles,
+    draw_dots,
+    draw_error_bars,
     grid_of_axes,
+    label_rows,
+    models_by_size,
+    style_handles,
+    title_panel,
 )
 from overopt.analysis.fitting import Estimate
 from overopt.analysis.laws import COMPARED, LAWS, distance
 
+AXES_SE = {"kl": "kl_se", "forward_kl": "forward_kl_se"}
 AXIS_NAMES = {"kl": "KL(policy ‖ reference)", "forward_kl": "KL(reference ‖ policy)"}
 POINTS_NAMES = {"final": "final checkpoints", "all": "all checkpoints"}
 _PEAK_COLUMNS = ("d_star", "d_star_low", "d_star_high")
@@ -39,8 +45,9 @@ class Panel:
         objective: column of the figure.
         model: group of rows of the figure.
         points: final or all, see :data:`POINT_SETS`.
-        dots: beta, seed, examples_seen, d [sqrt(nats)], win_rate, half_width (95%; NaN where there is no
-            standard error) and final (whether it is its run's last checkpoint).
+        dots: run_id, beta, seed, examples_seen, d [sqrt(nats)], win_rate, final (whether it is its run's
+            last checkpoint), and the ends of 95% intervals, d_low, d_high, win_rate_low and win_rate_high
+            (NaN where there is no standard error).
         reference_win_rate: R0; NaN where it was not measured.
         curve_d: distances at which the curves are drawn [sqrt(nats)].
         curves: law name -> win rate at ``curve_d``.
@@ -60,10 +67,12 @@ class Panel:
 def win_rate_vs_kl(points: pd.DataFrame, fits: pd.DataFrame, *, axis: str = "kl") -> list[Panel]:
     """What Fig. 1 plots (and Fig. 5, with ``axis="forward_kl"``).
 
-    Curves are drawn from 0 to the largest distance of their own panel: a law says nothing beyond its points.
-    Points without a divergence or win rate are left out.
+    Models follow one another by size. Curves are drawn from 0 to the largest distance of their own panel: a
+    law says nothing beyond its points. Points without a divergence or win rate are left out, and panels
+    without a point.
     """
-    column = AXES[axis]
+    column, column_se = AXES[axis], AXES_SE[axis]
+    models = models_by_size(points)
     panels = []
     for (objective, model), group in points.groupby(["objective", "model"], sort=True):
         trained = group[group["examples_seen"] > 0]
@@ -71,15 +80,22 @@ def win_rate_vs_kl(points: pd.DataFrame, fits: pd.DataFrame, *, axis: str = "kl"
         for which in POINT_SETS:
             chosen = trained.loc[finals] if which == "final" else trained
             chosen = chosen[chosen[[column, "win_rate"]].notna().all(axis=1)]
-            errors = chosen.get("win_rate_se", math.nan)
+            if not len(chosen):
+                continue
+            kl, kl_half = chosen[column], ERROR_BAR_SE * chosen.get(column_se, math.nan)
+            win_rate, half = chosen["win_rate"], ERROR_BAR_SE * chosen.get("win_rate_se", math.nan)
             dots = pd.DataFrame(
                 {
+                    "run_id": chosen["run_id"].astype(str),
                     "beta": chosen["beta"].astype(float),
                     "seed": chosen["seed"],
                     "examples_seen": chosen["examples_seen"],
-                    "d": distance(chosen[column].to_numpy(float)),
-                    "win_rate": chosen["win_rate"].astype(float),
-                    "half_width": ERROR_BAR_SE * errors,
+                    "d": distance(kl.to_numpy(float)),
+                    "d_low": distance((kl - kl_half).to_numpy(float)),
+                    "d_high": distance((kl + kl_half).to_numpy(float)),
+                    "win_rate": win_rate.astype(float),
+                    "win_rate_low": win_rate - half,
+                    "win_rate_high": win_rate + half,
                     "final": chosen.index.isin(finals),
                 }
             )
@@ -91,7 +107,7 @@ def win_rate_vs_kl(points: pd.DataFrame, fits: pd.DataFrame, *, axis: str = "kl"
             ]
             by_law = {str(fit["law"]): fit for fit in fitted.to_dict("records")}
             peak = by_law.get("log_law", {})
-            curve_d = np.linspace(0.0, float(dots["d"].max()) if len(dots) else 0.0, 201)
+            curve_d = np.linspace(0.0, float(dots["d"].max()), 201)
             panels.append(
                 Panel(
                     objective=str(objective),
@@ -104,7 +120,7 @@ def win_rate_vs_kl(points: pd.DataFrame, fits: pd.DataFrame, *, axis: str = "kl"
                     d_star=Estimate(*(float(peak.get(name, math.nan)) for name in _PEAK_COLUMNS)),
                 )
             )
-    return panels
+    return sorted(panels, key=lambda panel: models.index(panel.model))
 
 
 def _curve(fit: Mapping[Any, Any], d: Float[np.ndarray, " place"]) -> Float[np.ndarray, " place"]:
@@ -117,51 +133,53 @@ def draw_win_rate_vs_kl(points: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     return draw_panels(win_rate_vs_kl(points, fits), axis="kl")
 
 
+def draw_win_rate_vs_forward_kl(points: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+    """Fig. 5, as Fig. 1."""
+    return draw_panels(win_rate_vs_kl(points, fits, axis="forward_kl"), axis="forward_kl")
+
+
 def draw_panels(panels: list[Panel], *, axis: str) -> Figure:
     """Numbers -> axes."""
-    objectives = list(dict.fromkeys(panel.objective for panel in panels))
-    rows = [(model, which) for model in sorted({panel.model for panel in panels}) for which in POINT_SETS]
+    objectives = sorted({panel.objective for panel in panels})
+    models = list(dict.fromkeys(panel.model for panel in panels))
+    rows = [(model, which) for model in models for which in POINT_SETS]
     styles = beta_styles(beta for panel in panels for beta in panel.dots["beta"])
     figure, axes = grid_of_axes(len(rows), len(objectives), panel=(4.4, 3.1))
     for ax in axes.flat:
         ax.set_visible(False)
-    limits = _limits(panels)
     for panel in panels:
-        row, column = rows.index((panel.model, panel.points)), objectives.index(panel.objective)
-        ax = axes[row, column]
+        ax = axes[rows.index((panel.model, panel.points)), objectives.index(panel.objective)]
         ax.set_visible(True)
-        ax.set(xlim=limits[0], ylim=limits[1])
+        # Panels of one model compare; a smaller model that went ten times as far must not squeeze the others.
+        ax.set(xlim=_distances([other for other in panels if other.model == panel.model]), ylim=_win_rates(panels))
         _draw_over_optimized(ax, panel)
         _draw_curves(ax, panel)
-        _draw_dots(ax, panel, styles)
-        ax.set_title(OBJECTIVE_NAMES.get(panel.objective, panel.objective))
-        ax.set_title(
-            f"{panel.model}, {POINTS_NAMES[panel.points]}", loc="right", size=8.5, weight="normal", color=MUTED
-        )
-        if column == 0:
-            ax.set_ylabel("Win rate against the\ndataset's response [fraction]")
+        _draw_points(ax, panel, styles)
+        title_panel(ax, panel.objective, f"{panel.model}, {POINTS_NAMES[panel.points]}")
         ax.set_xlabel(f"√{AXIS_NAMES[axis]} [√nats]")
-    figure.legend(handles=beta_handles(styles), loc="outside right upper", title="beta in training")
+    label_rows(axes, "Win rate against the\ndataset's response [fraction]")
+    figure.legend(handles=style_handles(styles), loc="outside right upper", title="beta in training\n[reward / nat]")
     figure.legend(handles=_line_handles(panels), loc="outside lower center", ncols=2 if len(objectives) == 1 else 4)
     return figure
 
 
-def _limits(panels: list[Panel]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Axes shared by all panels, so that eyes can compare them."""
-    widest = max((float(panel.curve_d[-1]) for panel in panels), default=0.0) or 1.0
-    bars = [panel.dots["half_width"].fillna(0.0) for panel in panels]
+def _distances(panels: list[Panel]) -> tuple[float, float]:
+    widest = max(float(panel.curve_d[-1]) for panel in panels) or 1.0
+    return -0.03 * widest, 1.04 * widest
+
+
+def _win_rates(panels: list[Panel]) -> tuple[float, float]:
     rates = np.concatenate(
         [
-            *(panel.dots["win_rate"] - bar for panel, bar in zip(panels, bars, strict=True)),
-            *(panel.dots["win_rate"] + bar for panel, bar in zip(panels, bars, strict=True)),
+            *(panel.dots[["win_rate", "win_rate_low", "win_rate_high"]].to_numpy(float).ravel() for panel in panels),
             [panel.reference_win_rate for panel in panels],
         ]
     )
-    rates = rates[np.isfinite(rates)] if np.isfinite(rates).any() else np.array([0.0, 1.0])
+    rates = rates[np.isfinite(rates)]
     low, high = float(rates.min()), float(rates.max())
     span = max(high - low, 0.02)
     # Room below for the peak's interval, and above for the region's name.
-    return (-0.03 * widest, 1.04 * widest), (low - 0.09 * span, high + 0.14 * span)
+    return low - 0.09 * span, high + 0.14 * span
 
 
 def _draw_over_optimized(ax: Axes, panel: Panel) -> None:
@@ -183,6 +201,8 @@ def _draw_over_optimized(ax: Axes, panel: Panel) -> None:
         size=9,
         style="italic",
         color=WARNING,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
+        zorder=6,
     )
     bottom = ax.get_xaxis_transform()
     ax.plot([low, min(high, right)], [0.03, 0.03], transform=bottom, color=WARNING, linewidth=3, alpha=0.55)
@@ -195,25 +215,11 @@ def _draw_curves(ax: Axes, panel: Panel) -> None:
         ax.plot(panel.curve_d, curve, **LAW_STYLES[law], zorder=3)
 
 
-def _draw_dots(ax: Axes, panel: Panel, styles: dict[float, BetaStyle]) -> None:
+def _draw_points(ax: Axes, panel: Panel, styles: dict[float, DotStyle]) -> None:
     for (_, final), dots in panel.dots.groupby(["beta", "final"]):
         style = styles[float(dots["beta"].iloc[0])]
-        if dots["half_width"].notna().any():
-            ax.errorbar(
-                dots["d"], dots["win_rate"], dots["half_width"], fmt="none", ecolor=style.color, elinewidth=0.9,
-                alpha=0.3, zorder=2,
-            )  # fmt: skip
-        ax.plot(
-            dots["d"],
-            dots["win_rate"],
-            linestyle="none",
-            marker=style.marker,
-            markersize=7 if final else 5.5,
-            markerfacecolor=style.color if final else "white",
-            markeredgecolor="white" if final else style.color,
-            markeredgewidth=0.5 if final else 1.3,
-            zorder=5 if final else 4,
-        )
+        draw_error_bars(ax, dots, "d", "win_rate", style)
+        draw_dots(ax, dots, "d", "win_rate", style, filled=bool(final), size=7.0 if final else 5.5)
 
 
 def _line_handles(panels: list[Panel]) -> list[Line2D]:
