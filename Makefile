@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak report-page
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks bench-analysis report-page
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -47,6 +47,15 @@ find-peak: .venv/ready
 # The report's page in a Chromium without a window: apt-get install chromium chromium-driver.
 report-page: .venv/ready
 	$(BIN)/python -m pytest -v -rs tests/analysis/test_report_in_browser.py
+
+# Simulated sweeps of each law: coverage of the intervals, and how often the true law is chosen; ten minutes.
+recovery: .venv/ready
+	$(BIN)/python studies/recovery.py $(ARGS)
+
+# Laws against scipy and statsmodels, and against coefficients from outside the project where they are at hand.
+analysis-checks: .venv/ready
+	$(BIN)/python -m pytest -v tests/analysis/test_fitting.py tests/analysis/test_outside_numbers.py \
+		tests/analysis/test_shared_coefficients.py tests/metrics -k 'scipy or statsmodels or outside or formula'
 
 # Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
 sweep-chaos: .venv/ready
@@ -93,6 +102,10 @@ bench-sampling: .venv/bench-ready
 
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
+
+# 63 curves with 1,000 resamples each, beside scipy in a loop; a minute.
+bench-analysis: .venv/bench-ready
+	$(BIN)/python benchmarks/analysis_speed.py $(ARGS)
 
 # What a sequential sweep costs besides training and evaluation; about a quarter of an hour.
 bench-sweep: .venv/ready
