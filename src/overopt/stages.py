@@ -223,18 +223,22 @@ def report(
     experiment: str | None = None,
     study: str | None = None,
     tracking_uri: str | None = None,
+    r0: Literal["measured", "fitted", "zero"] = "measured",
+    errors_in_d: bool = False,
 ) -> None:
-    """Fit laws to tracked runs and write points.csv, fits.csv, figures and report.html.
+    """Fit laws to tracked runs and write points.csv, fits.csv, other tables, figures and report.html.
 
     Args:
         out: folder to write.
         experiment: name of the MLflow experiment; all experiments by default.
         study: id of the parent run whose children are reported; all runs by default.
         tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+        r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed).
+        errors_in_d: add fits that count errors in the distance (orthogonal distance regression) to intervals.csv.
     """
     from overopt.analysis.store_report import report_from_store
 
-    report_from_store(out, experiment, study, tracking_uri)
+    report_from_store(out, experiment, study, tracking_uri, r0, errors_in_d)
 
 
 def data_report(

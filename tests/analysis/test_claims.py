@@ -13,7 +13,7 @@ from overopt.analysis.model_comparison import compare_laws
 def claims_of(points: pd.DataFrame) -> dict[str, Claim]:
     curves = curves_of(points)
     falls = pd.concat([fall_tests(curves.select(axis), draws=1000) for axis in ("kl", "forward_kl")])
-    laws = compare_laws([curve for curve in curves.select() if curve.can_be_fitted], resamples=5).laws
+    laws = compare_laws([curve for curve in curves.select() if curve.can_be_fitted()], resamples=5).laws
     return {claim.text: claim for claim in paper_claims(points, curves, falls, laws)}
 
 

@@ -82,6 +82,8 @@ def paper_claims(points: pd.DataFrame, curves: Curves, falls: pd.DataFrame, laws
         falls: of :func:`overopt.analysis.fall_test.fall_tests` on all checkpoints, against both divergences.
         laws: of :func:`overopt.analysis.model_comparison.compare_laws` on all checkpoints.
     """
+    if "num_parameters" not in points:
+        points = points.assign(num_parameters=math.nan)
     study = _Study(points, curves, falls, laws)
     humps = [_hump(study, objective) for objective in sorted(points["objective"].astype(str).unique())]
     return [*humps, *(claim(study) for claim in _CLAIMS)]
@@ -243,7 +245,7 @@ def _smaller_fall_sooner(study: _Study) -> Claim:
     slopes, objectives = [], []
     for objective in study.points["objective"].astype(str).unique():
         curves = [c for c in study.curves.select() if c.objective == objective and not pd.isna(sizes.get(c.model))]
-        curves = [curve for curve in curves if curve.can_be_fitted]
+        curves = [curve for curve in curves if curve.can_be_fitted()]
         logs = np.log10([float(sizes[curve.model]) for curve in curves])
         if len(np.unique(logs)) < 2:
             continue
@@ -315,8 +317,10 @@ def _law_ratio(study: _Study, other: str) -> tuple[Estimate, int]:
     laws = study.laws[study.laws["axis"] == "kl"]
     squares = laws.assign(squares=laws["rmse"] ** 2 * laws["num_points"])
     table = squares.pivot_table("squares", ["objective", "model"], "law")
-    ratio = math.sqrt(table["log_law"].sum() / table[other].sum())
     num = len(table)
+    if not table[other].sum() > 0:
+        return Estimate(math.nan), num
+    ratio = math.sqrt(table["log_law"].sum() / table[other].sum())
     if num < 3:
         return Estimate(ratio), num
     rest = table.sum() - table

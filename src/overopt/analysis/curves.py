@@ -98,11 +98,11 @@ class Curve:
         if found < MINIMUM_BETAS:
             raise ValueError(f"{found} distinct beta{'s' * (found != 1)}, {MINIMUM_BETAS} needed")
 
-    @property
-    def can_be_fitted(self) -> bool:
-        """From the measured reference, with a point more than coefficients."""
+    def can_be_fitted(self, r0: R0Setting = "measured") -> bool:
+        """Whether there are betas, points and distances enough, and a reference where it is asked for."""
         enough = len(np.unique(self.beta)) >= MINIMUM_BETAS and len(self.d) >= 3
-        return enough and math.isfinite(self.reference_win_rate)
+        apart = len(np.unique(self.d[self.d > 0])) >= 2
+        return enough and apart and (r0 != "measured" or math.isfinite(self.reference_win_rate))
 
     def r0(self, setting: R0Setting) -> float | None:
         """The value at d = 0 to hold fixed; ``None`` is to be fitted."""

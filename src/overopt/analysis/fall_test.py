@@ -55,10 +55,12 @@ def fall_test(curve: Curve, draws: int = DRAWS, seed: int = 0) -> FallTest:
     """Test one curve.
 
     Raises:
-        ValueError: too few points for two windows, or no standard error and no verdict on prompts.
+        ValueError: too few points for two windows, all at one distance, or with no standard error and no verdicts.
     """
     if curve.outcomes is None and not np.isfinite(curve.win_rate_se).all():
         raise ValueError(f"{curve.name}: win rates without standard errors, which a fall is measured by")
+    if not np.ptp(curve.d) > 0:
+        raise ValueError(f"{curve.name}: all points lie at one distance")
     moved = prompt_deviations(curve, draws, seed)
     transient = transients(curve, moved.win_rate)
     kept = np.flatnonzero(~transient)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from overopt.analysis.curves import group_name
+from overopt.analysis.curves import R0Setting, group_name
 from overopt.analysis.number_text import fixed, interval_text, number_text, squared
 from overopt.analysis.report_page import Drawing, inline_svg, report_page
 from overopt.analysis.report_tables import RunPages, fitted, fitted_coefficients, table_rows
@@ -35,6 +35,7 @@ def write_report(
     completions: pd.DataFrame | None = None,
     num_prompts: int | None = None,
     runs: RunPages | None = None,
+    r0: R0Setting = "measured",
     errors_in_d: bool = False,
 ) -> ReportPaths:
     """Analyse, draw and write everything into a folder; the same points give the same files.
@@ -51,6 +52,7 @@ def write_report(
         num_prompts: prompts behind each win rate; counted in ``completions`` by default, and otherwise not
             stated.
         runs: what the runs are called and where they are shown; the page has no links without it.
+        r0: win rate at d = 0; see :func:`overopt.analysis.study.analyse`.
         errors_in_d: add fits by orthogonal distance regression to intervals.csv.
 
     Raises:
@@ -58,7 +60,7 @@ def write_report(
     """
     if completions is not None and completions.empty:
         completions = None
-    study = analyse(points, completions, errors_in_d=errors_in_d, notes=notes)
+    study = analyse(points, completions, r0=r0, errors_in_d=errors_in_d, notes=notes)
     if num_prompts is None and completions is not None:
         num_prompts = int(completions["prompt_id"].nunique())
 

@@ -30,7 +30,7 @@ def shared_fits(curves: Sequence[Curve], resamples: int = RESAMPLES) -> pd.DataF
         resamples: for the p-values.
     """
     rows: list[dict[str, object]] = []
-    kept = [curve for curve in curves if curve.can_be_fitted]
+    kept = [curve for curve in curves if curve.can_be_fitted()]
     drawn = {id(curve): resample(curve, resamples)["prompts and runs"] for curve in kept}
     for law in COMPARED.values():
         measured = {id(curve): fit_one(curve, law).coefficients for curve in kept}

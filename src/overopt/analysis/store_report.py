@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from mlflow import MlflowClient
 
+from overopt.analysis.curves import R0Setting
 from overopt.analysis.report import ReportPaths, format_fits, write_report
 from overopt.analysis.report_tables import RunPages
 from overopt.evaluation.records import read_completions
@@ -19,7 +20,12 @@ COMPLETIONS = "completions"
 
 
 def report_from_store(
-    out: Path, experiment: str | None = None, study: str | None = None, tracking_uri: str | None = None
+    out: Path,
+    experiment: str | None = None,
+    study: str | None = None,
+    tracking_uri: str | None = None,
+    r0: R0Setting = "measured",
+    errors_in_d: bool = False,
 ) -> ReportPaths:
     """Write the report on a store's runs and print the fits and where the page is.
 
@@ -28,6 +34,8 @@ def report_from_store(
         experiment: name of the MLflow experiment; all by default.
         study: id of the parent run whose children are reported; all by default.
         tracking_uri: as in :func:`overopt.tracking.store.resolve_tracking_uri`.
+        r0: win rate at d = 0; see :func:`overopt.analysis.study.analyse`.
+        errors_in_d: add fits by orthogonal distance regression to intervals.csv.
 
     Raises:
         ValueError: no store there, or no evaluated run in it.
@@ -43,6 +51,8 @@ def report_from_store(
         provenance={"command": shown_uri(command_line()), "tracking store": shown_uri(uri), **provenance()},
         completions=tracked_completions(client, run_ids),
         runs=run_pages(client, run_ids),
+        r0=r0,
+        errors_in_d=errors_in_d,
     )
     print(format_fits(pd.read_csv(paths.tables["fits"])))
     print(f"report:        {paths.html}")

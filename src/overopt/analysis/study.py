@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from overopt.analysis.claims import Claim, paper_claims
-from overopt.analysis.curves import Curves, curves_of, require_columns
+from overopt.analysis.curves import Curves, R0Setting, curves_of, require_columns
 from overopt.analysis.fall_test import fall_tests
 from overopt.analysis.fit_tables import Fits, fit_curves
 from overopt.analysis.model_comparison import Comparison, compare_laws
@@ -65,6 +65,7 @@ def analyse(
     points: pd.DataFrame,
     completions: pd.DataFrame | None = None,
     *,
+    r0: R0Setting = "measured",
     errors_in_d: bool = False,
     notes: Sequence[str] = (),
 ) -> StudyAnalysis:
@@ -73,6 +74,8 @@ def analyse(
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         completions: as for :func:`overopt.analysis.curves.curves_of`.
+        r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed). Tests of falls and of equal
+            coefficients, and claims, take the reference's own.
         errors_in_d: add fits by orthogonal distance regression.
         notes: what was left out before, to be named where nothing can be worked out.
 
@@ -86,10 +89,10 @@ def analyse(
             "no trained checkpoint has both a KL and a win rate, so there is no curve; evaluate checkpoints with a "
             "judge first" + "".join(f" ({note})" for note in notes[:1])
         )
-    fits = fit_curves(curves, errors_in_d=errors_in_d)
+    fits = fit_curves(curves, r0=r0, errors_in_d=errors_in_d)
     falls = pd.concat([fall_tests(curves.select(axis)) for axis in ("kl", "forward_kl")], ignore_index=True)
-    fitted = [curve for curve in curves.select() if curve.can_be_fitted]
-    comparison = compare_laws(fitted)
+    fitted = [curve for curve in curves.select() if curve.can_be_fitted(r0)]
+    comparison = compare_laws(fitted, r0)
     sizes = (
         {
             str(model): int(number)
@@ -106,7 +109,7 @@ def analyse(
         falls=falls,
         comparison=comparison,
         shared=shared_fits(fitted),
-        trends=size_trends(fitted, sizes),
+        trends=size_trends(fitted, sizes, r0),
         rank_correlations=rank_correlations(points),
         claims=paper_claims(points, curves, falls, comparison.laws),
     )
