@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from overopt.analysis.store_report import keep_report, report_from_store
+from overopt.analysis.store_report import report_from_store
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
 from overopt.tracking.runs import find_run, finishing, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
@@ -44,7 +44,6 @@ def run_quickstart(
         for task in EmbeddedExperiment(out, uri, study, recipe).tasks(cells).values():
             task.run()
         report = report_from_store(out / "report", study=study, tracking_uri=uri)
-        keep_report(client, study, report)
     for line in keep_study_view(client, study):
         print(f"compare runs:  {line}")
     return report.html

@@ -231,7 +231,7 @@ def report(
     Args:
         out: folder to write.
         experiment: name of the MLflow experiment; all experiments by default.
-        study: id of the parent run whose children are reported; all runs by default.
+        study: id of the parent run whose children are reported, and with which the report is kept; all runs by default.
         tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
         r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed).
         errors_in_d: add fits that count errors in the distance (orthogonal distance regression) to intervals.csv.

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from overopt.analysis.store_report import report_from_store
-from overopt.tracking.runs import log_metrics, log_params, start_run
+from overopt.tracking.runs import PARENT_TAG, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 
 
@@ -28,3 +28,22 @@ def test_a_local_stores_runs_link_to_the_ui_that_the_page_says_how_to_start(
     assert f"<code>mlflow ui --backend-store-uri {uri}</code>" in page
     assert "postgresql://me:***@host/runs" in page
     assert "secret" not in page
+
+
+def test_a_studys_report_is_kept_with_its_run(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = open_store(uri, create=True)
+    study = start_run(client, "grid", "study")
+    for beta in (0.1, 0.2, 0.5):
+        run_id = start_run(client, f"dpo at beta {beta}", "align", tags={PARENT_TAG: study})
+        log_params(client, run_id, {"objective": "dpo", "model": "tiny", "beta": beta, "seed": 0})
+        for seen, kl, win_rate in ((0, 0.0, 0.4), (100, 1 / beta, 0.6), (200, 2 / beta, 0.5)):
+            log_metrics(client, run_id, {"eval/kl_nats": kl, "eval/win_rate": win_rate}, step=seen)
+        client.set_terminated(run_id, "FINISHED")
+
+    report_from_store(tmp_path / "report", study=study, tracking_uri=uri)
+
+    kept = {file.path for file in client.list_artifacts(study, "report")}
+    assert {"report/report.html", "report/fits.csv", "report/claims.csv", "report/figures"} <= kept
+    figures = {file.path for file in client.list_artifacts(study, "report/figures")}
+    assert "report/figures/fig01_win_rate_vs_kl.svg" in figures

@@ -27,7 +27,7 @@ def report_from_store(
     r0: R0Setting = "measured",
     errors_in_d: bool = False,
 ) -> ReportPaths:
-    """Write the report on a store's runs and print the fits and where the page is.
+    """Write the report on a store's runs, keep it with the study's run, and print the fits and where the page is.
 
     Args:
         out: folder to write.
@@ -54,6 +54,8 @@ def report_from_store(
         r0=r0,
         errors_in_d=errors_in_d,
     )
+    if study is not None:
+        keep_report(client, study, paths)
     print(format_fits(pd.read_csv(paths.tables["fits"])))
     print(f"report:        {paths.html}")
     return paths

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from overopt.analysis.report import ReportPaths
-from overopt.analysis.store_report import keep_report, report_from_store
+from overopt.analysis.store_report import report_from_store
 from overopt.checkpoints.stage_folder import remove_unfinished
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
 from overopt.modules.checkpoint_schedule import checkpoint_path
@@ -157,7 +157,6 @@ def _conclude(board: Board, client: MlflowClient, console: Console, options: Swe
         report = report_from_store(
             options.folder / "report", study=experiment.study, tracking_uri=experiment.tracking_uri
         )
-        keep_report(client, experiment.study, report)
         console.print(f"best:          {best_cell(board)}", soft_wrap=True)
         console.print(f"checkpoint:    {_best_checkpoint(board)}", soft_wrap=True)
     _say_where_to_look(console, client, experiment.study, options)
