@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from overopt.analysis.peak_rule import Measured, PeakRule
+from overopt.checkpoints.checkpoint_names import checkpoint_paths, examples_of
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
 from overopt.experiment import Row, evaluate_paths
-from overopt.modules.checkpoint_schedule import checkpoint_paths, examples_of
 
 BEST_WIN_RATE, BEST_KL, BEST_EXAMPLES_SEEN = "best/win_rate", "best/kl_nats", "best/examples_seen"
 """What a run's best checkpoint gave, beside its metrics by step."""
