@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
@@ -34,8 +37,8 @@ class ScriptedJudge(Judge):
 
     def judge(self, comparisons, on_verdict=None, budget=None):
         rate = self.rates.pop(0)
-        signs = [(-1) ** (place + len(self.rates)) for place in range(len(comparisons))]
-        return [Verdict("graded", win_probability=rate + self.spread * sign) for sign in signs]
+        signs = np.random.default_rng(len(self.rates)).permutation([-1.0, 1.0] * (len(comparisons) // 2))
+        return [Verdict("graded", win_probability=float(rate + self.spread * sign)) for sign in signs]
 
 
 @pytest.fixture
@@ -145,15 +148,20 @@ def test_a_new_run_does_not_mistake_an_earlier_ones_best_for_its_own(align, tmp_
     assert not (folder / "best.ckpt").exists()
 
 
-def test_by_the_command_line(preference_folder, sft_checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def command(preference_folder, sft_checkpoint, *options):
     fit = ["fit", "--model", "overopt.modules.direct_alignment.DirectAlignmentModule", "--model.beta", "0.01"]
     fit += ["--model.reference", str(sft_checkpoint), "--data.source", "jsonl", "--data.path", str(preference_folder)]
     fit += ["--data.evaluation_fraction", "0.3", "--data.batch_size", "6", "--trainer.accelerator", "cpu"]
     fit += ["--model.optimizer.learning_rate", "0.02", "--model.optimizer.warmup_steps", "2"]
     fit += ["--trainer.enable_progress_bar", "false", "--trainer.limit_val_batches", "0", "--checkpoints.folder", "c"]
-    main([*fit, "--stop_at_kl.budget", "1e-6", "--stop_at_kl.judge", "longer", "--stop-at-kl.num-prompts", "8"])
+    return [*fit, "--stop_at_kl.num_prompts", "8", *options]
+
+
+def test_by_the_command_line(preference_folder, sft_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    options = ["--stop-at-kl.budget", "1e-6", "--stop-at-kl.judge", "longer"]
+    main(command(preference_folder, sft_checkpoint, *options))
     assert len(checkpoint_paths(tmp_path / "c")) == 1
     assert "the training ends" in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -163,6 +171,24 @@ def test_by_the_command_line(preference_folder, sft_checkpoint, tmp_path, monkey
     assert kl.step == seen(tmp_path / "c" / "last.ckpt")
     assert 0 <= run.data.metrics["watch/win_rate"] <= 1
     assert run.data.tags["overopt.checkpoints"] == str(tmp_path / "c")
+
+
+def test_sharded_processes_end_together_by_what_the_first_one_finds(preference_folder, sft_checkpoint, tmp_path):
+    options = ["--trainer.devices", "2", "--trainer.strategy", "fsdp", "--stop_at_kl.budget", "1e-6"]
+    arguments = command(preference_folder, sft_checkpoint, *options)
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "overopt", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("the training ends") == 1
+    assert len(checkpoint_paths(tmp_path / "c")) == 1
 
 
 def test_what_could_not_be_looked_at_is_refused_before_a_step(align, make_trainer, make_data, sft_checkpoint, tmp_path):

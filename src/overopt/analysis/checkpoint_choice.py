@@ -28,7 +28,6 @@ TOLERANCE = 0.01
 # At most so much weight for the fitted curve: it is never exact.
 _MOST_CURVE = 0.5
 _NORMAL = 1.959963984540054
-_ONE_SIDED = 1.6448536269514722
 
 
 class Choice(NamedTuple):
@@ -75,8 +74,7 @@ def choose_checkpoint(
     over_reference = moved.win_rate - moved.reference[:, None]
     scale = np.maximum(over_reference.std(axis=0), 1e-12)
     gains = rates - curve.reference_win_rate
-    # The largest of so many differences is large by chance alone: the quantile counts how many there are.
-    critical = float(np.quantile((over_reference / scale).max(axis=1), 0.95))
+    critical = _critical(over_reference / scale)
     allowed = np.ones(len(kl), dtype=bool) if kl_budget is None else kl <= kl_budget
     nothing = Choice(None, None, np.array([], dtype=int), Estimate(math.nan), Estimate(math.nan))
     if not allowed.any():
@@ -89,7 +87,10 @@ def choose_checkpoint(
     allowed &= gains > critical * scale
     if not allowed.any():
         return nothing
-    if target is not None and (enough := allowed & (rates - _ONE_SIDED * own >= target)).any():
+    if (
+        target is not None
+        and (enough := allowed & (rates - _critical(moved.win_rate / np.maximum(own, 1e-12)) * own >= target)).any()
+    ):
         pick = int(np.where(enough, kl, math.inf).argmin())
         luck = Estimate(float(rates[pick]), *(rates[pick] + _NORMAL * own[pick] * np.array([-1.0, 1.0])))
         return nothing._replace(pick=pick, alike=np.flatnonzero(enough), expected=luck, reaches_target=True)
@@ -109,6 +110,11 @@ def choose_checkpoint(
     return nothing._replace(
         pick=pick, alike=np.flatnonzero(alike), expected=Estimate(value, value - half, value + half)
     )
+
+
+def _critical(deviations: Float[np.ndarray, "resample point"]) -> float:
+    """What the largest of so many deviations, in standard errors, exceeds in 5% of cases by chance alone."""
+    return float(np.quantile(deviations.max(axis=1), 0.95))
 
 
 def _picks(

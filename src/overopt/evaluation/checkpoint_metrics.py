@@ -213,7 +213,7 @@ class Evaluator:
 def _length_metrics(completions: list[Completion]) -> dict[str, float]:
     lengths = torch.tensor([c.response_tokens for c in completions])
     log_ratios = torch.tensor([c.policy_log_prob - c.reference_log_prob for c in completions], dtype=torch.float64)
-    length, regression = ResponseLength(), LengthRegression()
+    length, regression = ResponseLength(sync_on_compute=False), LengthRegression(sync_on_compute=False)
     length.update(lengths, torch.tensor([not c.finished for c in completions]))
     regression.update(log_ratios, lengths)
     estimate, fit = length.compute(), regression.compute()
