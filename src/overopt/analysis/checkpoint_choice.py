@@ -87,10 +87,10 @@ def choose_checkpoint(
     allowed &= gains > critical * scale
     if not allowed.any():
         return nothing
-    if (
-        target is not None
-        and (enough := allowed & (rates - _critical(moved.win_rate / np.maximum(own, 1e-12)) * own >= target)).any()
-    ):
+    enough = np.zeros_like(allowed)
+    if target is not None:
+        enough = allowed & (rates - _critical(moved.win_rate / np.maximum(own, 1e-12)) * own >= target)
+    if enough.any():
         pick = int(np.where(enough, kl, math.inf).argmin())
         luck = Estimate(float(rates[pick]), *(rates[pick] + _NORMAL * own[pick] * np.array([-1.0, 1.0])))
         return nothing._replace(pick=pick, alike=np.flatnonzero(enough), expected=luck, reaches_target=True)
