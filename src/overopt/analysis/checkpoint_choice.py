@@ -4,7 +4,7 @@ All checkpoints answer the same prompts, so that differences are taken prompt by
 the one that wins most are candidates. Among them the data say little, and the curve says more: they are ranked by their
 win rate drawn half-way or less to the fitted curve, and of those that cost at most a tolerance the one nearest to the
 reference is taken. The nearest of all candidates would not do: what can't be told apart need not be equal, and on 256
-prompts it gives up a third of the gain (simulated; see the tests).
+prompts it gives up a third of the gain (simulated).
 
 Sources: Efron and Morris 1975, "Data Analysis Using Stein's Estimator and its Generalizations"; Efron 1983,
 "Estimating the error rate of a prediction rule", for the optimism of a choice.
