@@ -17,6 +17,7 @@ import pandas as pd
 from kept import keep_summary
 from sweep_scripts import run_script
 
+from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.embedded import Recipe
@@ -24,7 +25,6 @@ from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.evaluation.records import Comparison, read_completions
 from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, rescore, sample_here
 from overopt.experiment import completions_path, open_policy
-from overopt.modules.checkpoint_schedule import checkpoint_path
 
 MARGIN = 0.02
 FRESH_SEED = 1_000_000  # of draws that no choice was made by

@@ -10,8 +10,8 @@ it goes on where it was, as sweeps/beta_grid.py does.
 import argparse
 from dataclasses import replace
 
+from overopt.analysis.peak_rule import PeakRule
 from overopt.embedded import Cell, Recipe
-from overopt.run_evaluations import PeakRule
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
 from overopt.sweep.run import run_sweep

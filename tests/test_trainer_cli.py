@@ -31,3 +31,19 @@ def test_a_named_model_has_its_own_defaults_and_none_of_sfts(capsys, tmp_path):
         # The paper's, in every setting: SFT's AdamW has other values of all of them.
         assert (optimizer["name"], optimizer["learning_rate"], optimizer["warmup_steps"]) == ("rmsprop", 0.5e-6, 150)
         assert optimizer["decay"] == "constant"
+
+
+def test_a_budget_of_kl_is_set_by_a_file_or_by_options_and_off_by_default(capsys, tmp_path):
+    assert configuration(capsys)["stop_at_kl"] is None
+    (tmp_path / "budget.yaml").write_text(
+        "stop_at_kl:\n  budget: 10\n  action: keep_best\n"
+        "  judge: {class_path: overopt.evaluation.judges.longer.LongerJudge, init_args: {unit: words}}\n"
+    )
+    judge = ["--stop_at_kl.judge", "overopt.evaluation.judges.longer.LongerJudge"]
+    for arguments in (
+        ["--config", str(tmp_path / "budget.yaml")],
+        ["--stop_at_kl.budget", "10", "--stop_at_kl.action", "keep_best", *judge],
+    ):
+        settings = configuration(capsys, *arguments)["stop_at_kl"]["init_args"]
+        assert (settings["budget"], settings["action"]) == (10.0, "keep_best")
+        assert settings["judge"]["init_args"] == {"unit": "words"}

@@ -42,7 +42,7 @@ def _dispatch(arguments: list[str]) -> None:
     elif name in LIGHTNING_COMMANDS:
         from overopt.trainer_cli import run
 
-        run([name, *normalise_options(arguments[1:])])
+        run([name, *with_class_paths(normalise_options(arguments[1:]), "--stop_at_kl.judge")])
     elif name in STAGES:
         _run_stage(name, arguments[1:])
     else:
@@ -128,8 +128,12 @@ def with_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
     return told
 
 
-def with_class_paths(arguments: Sequence[str]) -> list[str]:
+def with_class_paths(arguments: Sequence[str], judge: str = "--judge") -> list[str]:
     """Names of judges replaced by their classes, and put before their options; files and class paths stay.
+
+    Args:
+        arguments: with underscores.
+        judge: the option that names a judge.
 
     Raises:
         ValueError: there is no such judge, or none at all to an option of it.
@@ -141,22 +145,22 @@ def with_class_paths(arguments: Sequence[str]) -> list[str]:
     """
     replaced = list(arguments)
     for place, (option, value) in enumerate(itertools.pairwise(arguments), start=1):
-        if option not in ("--judge", "--judge.help"):
+        if option not in (judge, f"{judge}.help"):
             continue
         is_file = "/" in value or value.endswith((".yaml", ".yml"))
         if value not in JUDGES and (not Path(value).is_file() if is_file else "." not in value):
             raise ValueError(f"no judge {value!r}; there are {', '.join(JUDGES)}, or name a file or a class path")
         replaced[place] = JUDGES.get(value, value)
-    options = [place for place, option in enumerate(replaced) if option.startswith("--judge.")]
-    if options and replaced[options[0]] != "--judge.help":
-        if "--judge" not in replaced and "--config" not in replaced:
+    options = [place for place, option in enumerate(replaced) if option.startswith(f"{judge}.")]
+    if options and replaced[options[0]] != f"{judge}.help":
+        if judge not in replaced and "--config" not in replaced:
             raise ValueError(
-                f"{replaced[options[0]]} is an option of a judge: name it with --judge, {', '.join(JUDGES)}"
+                f"{replaced[options[0]]} is an option of a judge: name it with {judge}, {', '.join(JUDGES)}"
             )
-        if "--judge" in replaced and (named := replaced.index("--judge")) > options[0]:
-            judge = replaced[named : named + 2]
+        if judge in replaced and (named := replaced.index(judge)) > options[0]:
+            naming = replaced[named : named + 2]
             del replaced[named : named + 2]
-            replaced[options[0] : options[0]] = judge
+            replaced[options[0] : options[0]] = naming
     return replaced
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from lightning import seed_everything
 from mlflow import MlflowClient
 
+from overopt.analysis.peak_rule import PeakRule
 from overopt.checkpoints.stage_folder import StageFolder, read_record
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule
@@ -37,7 +38,7 @@ from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
 from overopt.progress import progress_bar
-from overopt.run_evaluations import PeakRule, RunEvaluations
+from overopt.run_evaluations import RunEvaluations
 from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 from overopt.trainers import fit

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from mlflow import MlflowClient
 
+from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
@@ -27,7 +28,6 @@ from overopt.evaluation.sampling import sample_here
 from overopt.judging import Judging, judge_tags
 from overopt.models.compute import stage_device
 from overopt.models.policy import Policy, load_policy
-from overopt.modules.checkpoint_schedule import checkpoint_paths
 from overopt.modules.direct_alignment import AlignmentObjective
 from overopt.progress import progress_bar
 from overopt.tracking.runs import log_artifact, log_metrics, log_params, set_tags

@@ -241,6 +241,42 @@ def report(
     report_from_store(out, experiment, study, tracking_uri, r0, errors_in_d)
 
 
+def advise(
+    experiment: str | None = None,
+    study: str | None = None,
+    objectives: list[str] | None = None,
+    models: list[str] | None = None,
+    kl_budget: float | None = None,
+    target: float | None = None,
+    tolerance: float = 0.01,
+    unfinished: bool = False,
+    out: Path | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Which beta and checkpoint to ship, where the peak is, which runs are past it, which beta to try next.
+
+    For each objective and model of a sweep, or of a part of one. Reads the tracking store alone. Says what is missing
+    where the data can't carry advice, and advises the reference where nothing beats it.
+
+    Args:
+        experiment: name of the MLflow experiment; all experiments by default.
+        study: id of the parent run whose children count; all runs by default.
+        objectives: such as dpo; all of the store by default.
+        models: as the report names them, such as gpt_neox-0.7M; all of the store by default.
+        kl_budget: only checkpoints within it count [nats]; no limit by default.
+        target: a win rate that is enough, such as 0.55: of the checkpoints that reach it, the nearest is taken.
+        tolerance: win rate that may be given up for a policy nearer to the reference.
+        unfinished: count runs that still go on, or did not end well, too.
+        out: file to write the advice to as well, .json or .md.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.analysis.advice import Wishes
+    from overopt.analysis.store_advice import Filter, advise_from_store
+
+    wanted = Filter(experiment, study, tuple(objectives or ()), tuple(models or ()), unfinished)
+    advise_from_store(wanted, Wishes(kl_budget, target, tolerance), tracking_uri, out)
+
+
 def data_report(
     source: str = "docstrings",
     path: str | None = None,
@@ -374,6 +410,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "judge": judge,
     "report": report,
+    "advise": advise,
     "export": export,
     "plan": plan,
 }

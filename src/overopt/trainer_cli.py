@@ -17,6 +17,7 @@ from overopt.evaluation.prediction_writer import PredictionWriter
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
+from overopt.stop_at_kl import StopAtKL
 from overopt.tracking.logger import MLflowTracker, RunRecord
 from overopt.trainers import FullyShardedStrategy, quiet_lightning
 
@@ -33,6 +34,12 @@ class OveroptCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Defaults, the checkpoint schedule, and one seed for all."""
         parser.add_lightning_class_args(CheckpointSchedule, "checkpoints")
+        parser.add_argument(
+            "--stop_at_kl",
+            type=StopAtKL | None,
+            default=None,
+            help="ends an alignment at a KL budget or past its peak, or keeps its best checkpoint; off by default",
+        )
         parser.add_argument(
             "--overlays",
             type=list[str],
@@ -67,8 +74,15 @@ class OveroptCLI(LightningCLI):
         strategy = self.config_init[self.subcommand].trainer.strategy
         if isinstance(strategy, str) and strategy in SHARDED:
             strategy = SHARDED[strategy]()
+        callbacks = list(self.config_init[self.subcommand].trainer.callbacks or [])
+        if (stop_at_kl := self.config_init[self.subcommand].stop_at_kl) is not None:
+            callbacks.append(stop_at_kl)
         return super().instantiate_trainer(
-            plugins=[*plugins, AtomicCheckpointIO()], strategy=strategy, use_distributed_sampler=False, **kwargs
+            plugins=[*plugins, AtomicCheckpointIO()],
+            strategy=strategy,
+            callbacks=callbacks,
+            use_distributed_sampler=False,
+            **kwargs,
         )
 
 

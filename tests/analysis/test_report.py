@@ -170,7 +170,7 @@ def test_the_contents_lead_to_every_section(written: Written) -> None:
     ids = {attributes.get("id") for _, attributes in written.page.tags}
     contents = {str(a["href"])[1:] for t, a in written.page.tags if t == "a"}
     sections = {a["id"] for t, a in written.page.tags if t == "section"}
-    analysis = {"claims", "falls", "laws", "fits"}
+    analysis = {"advice", "claims", "falls", "laws", "fits"}
     assert {"answer", "figures", *analysis, "samples", "checkpoints", "provenance"} == sections
     assert sections <= contents <= ids
 

@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import Callback
 
 from full_disk import no_file_larger_than
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
+from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.checkpoints.format import read_model_checkpoint
-from overopt.modules.checkpoint_schedule import CheckpointSchedule, checkpoint_paths
+from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.sft import SFTModule
 from tiny import FAST, TINY
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.checkpoints.format import read_model_checkpoint
-from overopt.modules.checkpoint_schedule import CheckpointSchedule, checkpoint_paths
+from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.sft import SFTModule
 from tiny import FAST, TINY, KilledError, StopAfter
 

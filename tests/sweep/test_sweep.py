@@ -13,9 +13,9 @@ from postgres_server import postgres
 from small_sweep import cells, options, small_recipe
 from sweep_script import points, runs, start, study, unfinished
 
+from overopt.analysis.peak_rule import PeakRule
+from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
-from overopt.modules.checkpoint_schedule import checkpoint_paths
-from overopt.run_evaluations import PeakRule
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.run import run_sweep
 from overopt.tracking.store import driver_url

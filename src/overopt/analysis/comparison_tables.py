@@ -1,10 +1,11 @@
-"""The page's tables of what was tested and compared: claims, falls, laws, coefficients."""
+"""The page's tables of what was worked out: advice, claims, falls, laws, coefficients."""
 
 import math
 from collections.abc import Sequence
 
 import pandas as pd
 
+from overopt.analysis.advice_text import AdviceSection
 from overopt.analysis.claims import Claim
 from overopt.analysis.curves import OBJECTIVE_NAMES
 from overopt.analysis.fitting import Estimate
@@ -14,6 +15,12 @@ from overopt.analysis.page_content import Column, PageTable, TableCell, interval
 from overopt.analysis.report_tables import CURVE_COLUMNS, curve_cells, table_rows
 
 _TITLES = {name: f"({law.letter}) {law.title}" for name, law in COMPARED.items()} | {saturating.name: saturating.title}
+
+
+def advice_table(advice: AdviceSection) -> PageTable:
+    """What to ship and to try, a curve a row."""
+    columns = [Column(name) for name in advice.header]
+    return PageTable("advice-table", "By objective and model", columns, [[*map(TableCell, row)] for row in advice.rows])
 
 
 def claim_table(claims: Sequence[Claim]) -> PageTable:

@@ -54,6 +54,7 @@ class Curve:
         reference_win_rate: R0 as measured; NaN where it was not.
         reference_se: its standard error; 0 where there is none.
         outcomes: by prompt; ``None`` where the completions were not kept.
+        run_ids: of the runs, by their number.
     """
 
     objective: str
@@ -70,6 +71,7 @@ class Curve:
     reference_win_rate: float
     reference_se: float = 0.0
     outcomes: Outcomes | None = None
+    run_ids: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -192,6 +194,7 @@ def _curve(
         reference_win_rate=float(references["win_rate"].mean()),
         reference_se=0.0 if math.isnan(reference_se) else reference_se,
         outcomes=None if by_prompt is None else by_prompt.select(kept, references, axis),
+        run_ids=tuple(kept["run_id"].astype(str).unique()),
     )
 
 

@@ -28,7 +28,7 @@ from overopt.analysis.resampling import RESAMPLES, Resamples, Source, resample
 HEADLINE: Source = "prompts and runs"
 """Where the intervals of the fits table come from."""
 # Times the largest distance measured: laws say little beyond their points, and nothing far beyond.
-_REACH = 2.0
+REACH = 2.0
 _KEYS = ("objective", "model", "axis", "points", "law")
 
 
@@ -128,7 +128,7 @@ def _fit_rows(
 ) -> Iterator[tuple[dict[str, object], list[dict[str, object]]]]:
     curve.require_betas()
     drawn = resample(curve, resamples)
-    reach = _REACH * float(curve.d.max())
+    reach = REACH * float(curve.d.max())
     for law in LAWS.values():
         fit = fit_one(curve, law, r0)
         keys = dict(zip(_KEYS, (curve.objective, curve.model, curve.axis, curve.points, law.name), strict=True))

@@ -1,7 +1,7 @@
 """Which law: errors, criteria, and how often each would be chosen, on these points and on points like them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from overopt.analysis.fitting import FITTERS, ManyFits, fit_many
 from overopt.analysis.laws import COMPARED, Law, SaturatingLaw, saturating
 from overopt.analysis.resampling import RESAMPLES, Resamples, resample
 
-_CANDIDATES: dict[str, Law | SaturatingLaw] = {**COMPARED, saturating.name: saturating}
+CANDIDATES: dict[str, Law | SaturatingLaw] = {**COMPARED, saturating.name: saturating}
 _COLUMNS = ("objective", "model", "axis", "points", "law")
 
 
@@ -51,7 +51,7 @@ def compare_laws(curves: Sequence[Curve], r0: R0Setting = "measured", resamples:
         squares = _squares(curve, r0, resamples)
         rates = selection_rates(curve, r0, resamples)
         best = min(squares.measured, key=lambda name: squares.measured[name])
-        wins = pd.Series(_least(squares.resampled)).value_counts(normalize=True)
+        wins = pd.Series(least_error(squares.resampled)).value_counts(normalize=True)
         num, fitted = len(curve.d), 3 + (r0 == "fitted")
         for name, rss in squares.measured.items():
             log_likelihood = -num / 2 * (math.log(2 * math.pi * max(rss, 1e-300) / num) + 1)
@@ -88,7 +88,7 @@ class ManySquares(NamedTuple):
 def _squares(curve: Curve, r0: R0Setting, resamples: int) -> ManySquares:
     drawn = resample(curve, resamples)["prompts and runs"]
     return ManySquares(
-        {name: float(fit.rss[0]) for name, fit in fit_all(_as_measured(curve), r0).items()},
+        {name: float(fit.rss[0]) for name, fit in fit_all(as_measured(curve), r0).items()},
         {name: fit.rss for name, fit in fit_all(drawn, r0).items()},
     )
 
@@ -99,11 +99,13 @@ def fit_all(drawn: Resamples, r0: R0Setting) -> dict[str, ManyFits]:
     return {name: fit(drawn.d, drawn.win_rate, drawn.weights, start) for name, fit in FITTERS.items()}
 
 
-def _as_measured(curve: Curve) -> Resamples:
+def as_measured(curve: Curve) -> Resamples:
+    """The points themselves as the one resample."""
     return Resamples(curve.d[None], curve.win_rate[None], np.array([curve.reference_win_rate]), curve.weights[None])
 
 
-def _least(squares: dict[str, Float[np.ndarray, " resample"]]) -> list[str]:
+def least_error(squares: Mapping[str, Float[np.ndarray, " resample"]]) -> list[str]:
+    """The law that misses each resample least."""
     names, table = list(squares), np.stack(list(squares.values()))
     # What leaves a coefficient open has no error to be compared.
     return [names[place] for place in np.where(np.isfinite(table), table, math.inf).argmin(axis=0)]
@@ -147,10 +149,10 @@ def selection_rates(
     generator = np.random.default_rng([seed, 3])
     noise = noise + excess_scatter(curve, noise, start, r0) * generator.standard_normal(noise.shape)
     rates = pd.DataFrame(0.0, index=list(FITTERS), columns=list(FITTERS))
-    for truth, fit in fit_all(_as_measured(curve), r0).items():
-        mean = fit.r0[0] + _CANDIDATES[truth].gain(curve.d, fit.coefficients[0])
+    for truth, fit in fit_all(as_measured(curve), r0).items():
+        mean = fit.r0[0] + CANDIDATES[truth].gain(curve.d, fit.coefficients[0])
         again = Resamples(drawn.d, mean + noise, curve.reference_win_rate + start, drawn.weights)
-        chosen = _least({name: many.rss for name, many in fit_all(again, r0).items()})
+        chosen = least_error({name: many.rss for name, many in fit_all(again, r0).items()})
         rates.loc[truth] = pd.Series(chosen).value_counts(normalize=True).reindex(rates.columns, fill_value=0.0)
     return rates
 
@@ -172,7 +174,7 @@ def excess_scatter(
         reference: the same of the reference; nothing with ``r0`` zero.
         r0: win rate at d = 0.
     """
-    measured = {name: float(fit.rss[0]) for name, fit in fit_all(_as_measured(curve), r0).items()}
+    measured = {name: float(fit.rss[0]) for name, fit in fit_all(as_measured(curve), r0).items()}
     best = min(measured, key=lambda name: measured[name])
     shape = noise.shape
     alone = Resamples(np.broadcast_to(curve.d, shape), noise, reference, np.broadcast_to(curve.weights, shape))

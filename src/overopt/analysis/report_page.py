@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overopt.analysis import report_words as words
-from overopt.analysis.comparison_tables import claim_table, fall_table, law_table, shared_table, trend_table
+from overopt.analysis.comparison_tables import (
+    advice_table,
+    claim_table,
+    fall_table,
+    law_table,
+    shared_table,
+    trend_table,
+)
 from overopt.analysis.page_content import PageSection
 from overopt.analysis.report_tables import (
     RunPages,
@@ -70,6 +77,7 @@ def report_page(
         certainty=words.certainty(study.points, study.facts, num_prompts, by_prompt=by_prompt),
         notes=notes,
         drawings=drawings,
+        opening=list(_opening(study)),
         analysis=list(_analysis(study)),
         samples=samples,
         appendix=appendix,
@@ -78,8 +86,14 @@ def report_page(
     )
 
 
-def _analysis(study: StudyAnalysis) -> Iterator[PageSection]:
+def _opening(study: StudyAnalysis) -> Iterator[PageSection]:
+    advice = study.advice
+    tables = [advice_table(advice)] if advice.rows else []
+    yield PageSection("advice", "What to use", [*words.advice(), *advice.refused], tables)
     yield PageSection("claims", "What the paper claims", [words.claims(study.claims)], [claim_table(study.claims)])
+
+
+def _analysis(study: StudyAnalysis) -> Iterator[PageSection]:
     if len(study.falls):
         yield PageSection("falls", "Is the fall real?", words.falls(), [fall_table(study.falls)])
     if study.fits.table.empty:

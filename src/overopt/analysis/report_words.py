@@ -146,6 +146,16 @@ def falls() -> list[str]:
     ]
 
 
+def advice() -> list[str]:
+    """How to read the advice."""
+    return [
+        "The checkpoint to ship is not simply the one that wins most, which is partly luck: of those that can't be "
+        "told from it, prompt by prompt, it is the one nearest to the reference that gives up at most 0.01 of win rate. "
+        "“Expected” is what fresh prompts should give. A next beta is named where a further run may be worth it. With "
+        "a KL budget or a target win rate, and with reasons: overopt advise.",
+    ]
+
+
 def claims(found: Sequence[Claim]) -> str:
     """How many hold."""
     counts = [sum(claim.verdict == verdict for claim in found) for verdict in ("holds", "does not", "undecided")]

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
+from overopt.analysis.advice_text import AdviceSection, advice_section
 from overopt.analysis.claims import Claim, paper_claims
 from overopt.analysis.curves import Curves, R0Setting, curves_of, require_columns
 from overopt.analysis.fall_test import fall_tests
@@ -30,6 +31,7 @@ class StudyAnalysis:
         trends: how coefficients move with model size.
         rank_correlations: of accuracy and loss with win rate.
         claims: the paper's.
+        advice: what to ship and what to try.
     """
 
     points: pd.DataFrame
@@ -42,6 +44,7 @@ class StudyAnalysis:
     trends: pd.DataFrame
     rank_correlations: pd.DataFrame
     claims: list[Claim]
+    advice: AdviceSection
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -112,4 +115,5 @@ def analyse(
         trends=size_trends(fitted, sizes, r0),
         rank_correlations=rank_correlations(points),
         claims=paper_claims(points, curves, falls, comparison.laws),
+        advice=advice_section(points, completions),
     )

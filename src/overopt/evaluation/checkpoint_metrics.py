@@ -38,16 +38,16 @@ class CheckpointEvaluation(NamedTuple):
     completions: list[Completion]
 
 
-class Evaluator:
-    """Evaluates checkpoints of one reference on the same prompts, pairs and draws.
+class SampleEvaluator:
+    """Evaluates policies by their own samples: KL, lengths and, by a judge, win rate.
 
     Args:
-        data: set up with the preferences that the policies train on; its evaluation part is measured on.
+        data: set up; its held-out part is sampled on.
         reference: the frozen policy.
         judge: compares samples with the dataset's responses; without one there is no win rate.
         num_prompts: held-out prompts, one a post.
         opponent: ``human`` or ``preferred``; see :func:`overopt.evaluation.sampling.evaluation_prompts`.
-        seed: fixes the draws; the same for all checkpoints, which therefore share their noise.
+        seed: fixes the draws; the same for all policies, which therefore share their noise.
         sampler: what draws the samples; whichever it is, they are rescored here.
     """
 
@@ -66,43 +66,17 @@ class Evaluator:
         self.reference = reference.eval()
         self.judge = judge
         self.prompts: list[EvaluationPrompt] = evaluation_prompts(data, num_prompts, opponent)
-        self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
         self._seed = seed
         self._sampler = sampler
-        self._reference_samples: CheckpointEvaluation | None = None
-        attach_reference_log_probs(reference, data)
 
-    def evaluate(
-        self, policy: Policy, alignment: AlignmentObjective, on_batch: Callable[[int], None] | None = None
-    ) -> CheckpointEvaluation:
-        """All metrics of one policy.
+    def evaluate(self, policy: Policy, on_batch: Callable[[int], None] | None = None) -> CheckpointEvaluation:
+        """What one policy's samples say.
 
         Args:
-            policy: the checkpoint's policy, or the reference itself for its own row.
-            alignment: what it was trained by, for its held-out loss.
+            policy: may be the reference itself.
             on_batch: told after each sampled batch how many prompts it had.
         """
         policy.eval()
-        if policy is self.reference:
-            metrics, completions = self.sample_reference(on_batch)
-        else:
-            metrics, completions = self._sample_metrics(policy, on_batch)
-        metrics = {**metrics, **self._pair_metrics(policy, alignment)}
-        return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
-
-    def sample_reference(self, on_batch: Callable[[int], None] | None = None) -> CheckpointEvaluation:
-        """The reference's own samples, judged: the first row of every run, which does not depend on the run."""
-        if self._reference_samples is None:
-            self._reference_samples = self._sample_metrics(self.reference, on_batch)
-        elif on_batch is not None:
-            on_batch(len(self.prompts))
-        return self._reference_samples
-
-    def know_reference(self, samples: CheckpointEvaluation) -> None:
-        """Take what another evaluator of the same settings got from :meth:`sample_reference`."""
-        self._reference_samples = samples
-
-    def _sample_metrics(self, policy: Policy, on_batch: Callable[[int], None] | None) -> CheckpointEvaluation:
         sampled = self._sampler(
             policy,
             self.prompts,
@@ -146,6 +120,70 @@ class Evaluator:
             metrics["eval/gold_reward"] = float(np.mean(rewards))
         return judged, metrics
 
+
+class Evaluator:
+    """Evaluates checkpoints of one reference on the same prompts, pairs and draws.
+
+    Args:
+        data: set up with the preferences that the policies train on; its evaluation part is measured on.
+        reference: the frozen policy.
+        judge: compares samples with the dataset's responses; without one there is no win rate.
+        num_prompts: held-out prompts, one a post.
+        opponent: ``human`` or ``preferred``; see :func:`overopt.evaluation.sampling.evaluation_prompts`.
+        seed: fixes the draws; the same for all checkpoints, which therefore share their noise.
+        sampler: what draws the samples; whichever it is, they are rescored here.
+    """
+
+    def __init__(
+        self,
+        data: PreferenceDataModule,
+        reference: Policy,
+        judge: Judge | None,
+        *,
+        num_prompts: int = 256,
+        opponent: str = "human",
+        seed: int = 0,
+        sampler: Sampler = sample_here,
+    ) -> None:
+        self._samples = SampleEvaluator(
+            data, reference, judge, num_prompts=num_prompts, opponent=opponent, seed=seed, sampler=sampler
+        )
+        self.data, self.reference, self.judge = data, self._samples.reference, judge
+        self.prompts = self._samples.prompts
+        self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
+        self._reference_samples: CheckpointEvaluation | None = None
+        attach_reference_log_probs(reference, data)
+
+    def evaluate(
+        self, policy: Policy, alignment: AlignmentObjective, on_batch: Callable[[int], None] | None = None
+    ) -> CheckpointEvaluation:
+        """All metrics of one policy.
+
+        Args:
+            policy: the checkpoint's policy, or the reference itself for its own row.
+            alignment: what it was trained by, for its held-out loss.
+            on_batch: told after each sampled batch how many prompts it had.
+        """
+        policy.eval()
+        if policy is self.reference:
+            metrics, completions = self.sample_reference(on_batch)
+        else:
+            metrics, completions = self._samples.evaluate(policy, on_batch)
+        metrics = {**metrics, **self._pair_metrics(policy, alignment)}
+        return CheckpointEvaluation({k: v for k, v in metrics.items() if not math.isnan(v)}, completions)
+
+    def sample_reference(self, on_batch: Callable[[int], None] | None = None) -> CheckpointEvaluation:
+        """The reference's own samples, judged: the first row of every run, which does not depend on the run."""
+        if self._reference_samples is None:
+            self._reference_samples = self._samples.evaluate(self.reference, on_batch)
+        elif on_batch is not None:
+            on_batch(len(self.prompts))
+        return self._reference_samples
+
+    def know_reference(self, samples: CheckpointEvaluation) -> None:
+        """Take what another evaluator of the same settings got from :meth:`sample_reference`."""
+        self._reference_samples = samples
+
     def _pair_metrics(self, policy: Policy, alignment: AlignmentObjective) -> dict[str, float]:
         pairs = self.data.evaluation_set
         assert isinstance(pairs, PreferenceSet)  # a reference has been attached
@@ -175,7 +213,7 @@ class Evaluator:
 def _length_metrics(completions: list[Completion]) -> dict[str, float]:
     lengths = torch.tensor([c.response_tokens for c in completions])
     log_ratios = torch.tensor([c.policy_log_prob - c.reference_log_prob for c in completions], dtype=torch.float64)
-    length, regression = ResponseLength(), LengthRegression()
+    length, regression = ResponseLength(sync_on_compute=False), LengthRegression(sync_on_compute=False)
     length.update(lengths, torch.tensor([not c.finished for c in completions]))
     regression.update(log_ratios, lengths)
     estimate, fit = length.compute(), regression.compute()

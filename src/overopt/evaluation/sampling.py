@@ -160,7 +160,7 @@ def rescore(
         PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(sample.token_ids, np.int32),))
         for prompt, sample in zip(prompts, sampled, strict=True)
     ]
-    kl = SequenceKL()
+    kl = SequenceKL(sync_on_compute=False)  # other processes of a training may have no samples
     completions: list[Completion | None] = [None] * len(prompts)
     log_probs: list[list[float]] = [[]] * len(prompts)
     for places, tokens in packing.batches(groups, padding_id(policy.tokenizer)):

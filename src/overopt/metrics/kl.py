@@ -122,6 +122,9 @@ class SequenceKL(Metric):
     responses, and nothing is clamped. k3 stands beside it as a check: never negative, but heavy-tailed.
     NaN before the first update. Source: Schulman 2020, "Approximating KL divergence".
 
+    Args:
+        sync_on_compute: add up over all processes; false where one process holds all samples.
+
     >>> kl = SequenceKL()
     >>> policy = torch.tensor([[-1.0, -2.0], [-4.0, 0.0]])
     >>> reference = torch.tensor([[-2.0, -4.0], [-5.0, 0.0]])
@@ -137,8 +140,8 @@ class SequenceKL(Metric):
     k3_squares: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         # float64: a large float32 running sum swallows the small terms that follow.
         for sum_ in ("k1_total", "k1_squares", "k3_total", "k3_squares"):
             self.add_state(sum_, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")

@@ -27,6 +27,9 @@ class ResponseLength(Metric):
 
     NaN before the first update; see :class:`ResponseLengthEstimate`.
 
+    Args:
+        sync_on_compute: add up over all processes; false where one process holds all samples.
+
     >>> length = ResponseLength()
     >>> length.update(response_tokens=torch.tensor([3, 8]), unfinished=torch.tensor([False, True]))
     >>> length.compute().response_tokens.item(), length.compute().unfinished_share.item()
@@ -38,8 +41,8 @@ class ResponseLength(Metric):
     unfinished: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         for sum_ in ("tokens", "unfinished", "count"):
             self.add_state(sum_, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -142,6 +145,9 @@ class LengthRegression(Metric):
 
     Gamma and both R^2 are NaN before the first update.
 
+    Args:
+        sync_on_compute: add up over all processes; false where one process holds all samples.
+
     >>> regression = LengthRegression()
     >>> regression.update(log_ratios=torch.tensor([2.0, 1.0]), response_tokens=torch.tensor([4, 2]))
     >>> regression.compute().gamma.item()
@@ -155,8 +161,8 @@ class LengthRegression(Metric):
     y: Tensor
     count: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         # float64: a large float32 running sum swallows the small terms that follow.
         for sum_ in ("xx", "xy", "yy", "y"):
             self.add_state(sum_, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")

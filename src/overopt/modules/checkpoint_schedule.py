@@ -8,10 +8,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from overopt.checkpoints.checkpoint_names import checkpoint_path, checkpoint_paths
 from overopt.data.step_loader import StepLoader
 from overopt.modules.step import StepModule
-
-_PREFIX = "examples-"
 
 
 class CheckpointSchedule(Checkpoint):
@@ -86,25 +85,6 @@ class CheckpointSchedule(Checkpoint):
             os.replace(link, self.folder / "last.ckpt")
         if self.on_saved is not None and self.on_saved():
             trainer.should_stop = True
-
-
-def checkpoint_paths(folder: Path) -> list[Path]:
-    """Checkpoints that a :class:`CheckpointSchedule` wrote, in order of examples seen."""
-    return sorted(folder.glob(f"{_PREFIX}*.ckpt"))
-
-
-def checkpoint_path(folder: Path, examples_seen: int) -> Path:
-    """Where a checkpoint is."""
-    return folder / f"{_PREFIX}{examples_seen:08d}.ckpt"
-
-
-def examples_of(path: Path) -> int:
-    """Examples that a checkpoint's policy has seen, by the file's name.
-
-    >>> examples_of(Path("checkpoints/examples-00003072.ckpt"))
-    3072
-    """
-    return int(path.stem.removeprefix(_PREFIX))
 
 
 def total_examples(trainer: Trainer) -> int:

@@ -21,6 +21,7 @@ class _ReadOnly(OveroptCLI):
         config = self.config.clone()
         trainer = config[self.subcommand].trainer
         trainer.logger, trainer.callbacks, trainer.plugins, trainer.strategy = False, None, None, "auto"
+        config[self.subcommand].stop_at_kl = None  # its judge would be opened
         self.config_init = self.parser.instantiate(config, instantiate_groups=False)
         self.model = self.config_init[self.subcommand].model
 

@@ -19,9 +19,9 @@ from rich.live import Live
 
 from overopt.analysis.report import ReportPaths
 from overopt.analysis.store_report import report_from_store
+from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.stage_folder import remove_unfinished
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
-from overopt.modules.checkpoint_schedule import checkpoint_path
 from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_WIN_RATE
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.board import Board, parameters_of

@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from overopt.data.data_report import DataReport, data_report
 from overopt.models.policy import model_name
+from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.step import StepModule
 from overopt.tracking.provenance import provenance
-from overopt.tracking.runs import STAGE_TAG, log_params
+from overopt.tracking.runs import CHECKPOINTS_TAG, STAGE_TAG, log_params
 from overopt.tracking.store import EXPERIMENT, experiment_id, open_store, resolve_tracking_uri
 
 
@@ -60,7 +61,7 @@ def _make_experiment(tracking_uri: str | None, experiment: str) -> None:
 class RunRecord(Callback):
     """Logs what tells one run from another: stage, objective, model, data, seed, code, versions.
 
-    The data's report is kept as the artifact ``data_report.json``.
+    The data's report is kept as the artifact ``data_report.json``, the folder of the checkpoints as a tag.
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -80,6 +81,9 @@ class RunRecord(Callback):
         log_params(client, run_id, run_parameters(trainer, pl_module) | data_parameters(report))
         client.log_dict(run_id, asdict(report), "data_report.json")
         client.set_tag(run_id, STAGE_TAG, pl_module.stage_name)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, CheckpointSchedule):
+                client.set_tag(run_id, CHECKPOINTS_TAG, str(callback.folder.resolve()))
 
 
 def run_parameters(trainer: Trainer, module: StepModule) -> dict[str, Any]:

@@ -18,6 +18,8 @@ PARENT_TAG = "mlflow.parentRunId"
 FAILURE_TAG = "overopt.failure"
 """Why a run has failed for good."""
 NAME_TAG = "mlflow.runName"
+CHECKPOINTS_TAG = "overopt.checkpoints"
+"""Folder of a run's checkpoints, on the machine that trained it."""
 
 
 def start_run(

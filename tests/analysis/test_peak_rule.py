@@ -1,24 +1,18 @@
 import numpy as np
 import pytest
 
-from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation
-from overopt.evaluation.records import Completion
-from overopt.run_evaluations import PeakRule
+from overopt.analysis.peak_rule import Measured, PeakRule
 
 BEYOND_CHANCE = PeakRule(standard_errors=2.0)
 
 
-def evaluation(kl, win_probabilities):
-    completions = [
-        Completion(f"p{i}", "", "", [], True, 0.0, 0.0, 0.0, "", win_probability=p)
-        for i, p in enumerate(win_probabilities)
-    ]
-    readable = [p for p in win_probabilities if p is not None]
-    return CheckpointEvaluation({"eval/kl_nats": kl, "eval/win_rate": float(np.mean(readable))}, completions)
+def checkpoint(kl, win_probabilities):
+    wins = np.array([np.nan if p is None else p for p in win_probabilities], dtype=float)
+    return Measured(float(kl), float(np.nanmean(wins)), wins=wins)
 
 
 def run(*rows):
-    return {100 * i: evaluation(kl, probabilities) for i, (kl, probabilities) in enumerate(rows)}
+    return {100 * i: checkpoint(kl, probabilities) for i, (kl, probabilities) in enumerate(rows)}
 
 
 def test_the_best_is_the_trained_checkpoint_that_wins_most_within_the_budget():
@@ -55,6 +49,24 @@ def test_a_run_beyond_the_budget_is_over_and_one_that_has_no_rule_never_is():
 def test_unreadable_verdicts_are_left_out_of_the_comparison():
     best, low = [0.7, 0.72, 0.69, None, 0.7], [0.5, 0.5, 0.51, 0.9, None]
     assert BEYOND_CHANCE.past_peak(run((0, low), (2, best), (4, low)))
+
+
+def test_without_verdicts_by_prompt_the_two_errors_add():
+    def rows(fall, se=0.03):
+        return {0: Measured(0.0, 0.4, se), 100: Measured(3.0, 0.6, se), 200: Measured(6.0, 0.6 - fall, se)}
+
+    # Two standard errors of the difference are 2 * 0.03 * sqrt(2) = 0.0849.
+    assert BEYOND_CHANCE.past_peak(rows(0.086))
+    assert not BEYOND_CHANCE.past_peak(rows(0.084))
+    assert not BEYOND_CHANCE.past_peak(rows(0.3, se=np.nan))  # of what nobody knows the error, nothing is concluded
+
+
+def test_where_nobody_judges_the_most_trained_checkpoint_within_the_budget_is_best():
+    rows = {0: Measured(0.0), 100: Measured(4.0), 200: Measured(9.0), 300: Measured(12.0)}
+    rule = PeakRule(10.0, 2.0)
+    assert rule.best(rows) == 200
+    assert rule.past_peak(rows)
+    assert not rule.past_peak({seen: rows[seen] for seen in (0, 100, 200)})
 
 
 @pytest.mark.parametrize("limits", [{"kl_budget": 0.0}, {"standard_errors": -1.0}, {"kl_budget": float("nan")}])
