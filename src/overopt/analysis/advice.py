@@ -272,6 +272,11 @@ def _require_enough(curve: Curve) -> None:
             "the reference's own win rate is not known (no row at 0 examples has one), so nothing says whether "
             "training helped: overopt evaluate measures it beside any checkpoint"
         )
+    if not curve.can_be_fitted():
+        raise ValueError(
+            f"its {len(curve.d)} checkpoints lie at fewer than 2 distances from the reference, so there is no curve: "
+            "evaluate earlier checkpoints too, or train longer"
+        )
 
 
 def _checkpoint(curve: Curve, place: int, win_rate_se: float) -> EvaluatedCheckpoint:

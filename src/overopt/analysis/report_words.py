@@ -150,9 +150,9 @@ def advice() -> list[str]:
     """How to read the advice."""
     return [
         "The checkpoint to ship is not simply the one that wins most, which is partly luck: of those that can't be "
-        "told from it, prompt by prompt, it is the one nearest to the reference that gives up at most 0.01 of win rate. "
-        "“Expected” is what fresh prompts should give. A next beta is named where a further run may be worth it. With "
-        "a KL budget or a target win rate, and with reasons: overopt advise.",
+        "told from it, prompt by prompt, it is the one nearest to the reference that gives up at most 0.01 win rate. "
+        "“Expected” is what fresh prompts should give. A next beta is named where a further run may be worth it. For "
+        "a KL budget, a target win rate, and reasons: overopt advise.",
     ]
 
 
