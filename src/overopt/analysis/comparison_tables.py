@@ -26,13 +26,12 @@ def advice_table(advice: AdviceSection) -> PageTable:
 def claim_table(claims: Sequence[Claim]) -> PageTable:
     """Each claim with its estimate and verdict."""
     columns = (
-        Column("Claim"),
-        Column("Where"),
+        Column("Claim", prose=True),
+        Column("Where", prose=True),
         Column("Verdict", filterable=True),
         Column("Estimate", "[95%]", numeric=True),
-        Column("Of what"),
-        Column("Basis"),
-        Column("Rule"),
+        Column("Of what, and on what basis", prose=True),
+        Column("Rule", prose=True),
     )
     rows = [
         (
@@ -40,8 +39,7 @@ def claim_table(claims: Sequence[Claim]) -> PageTable:
             TableCell(claim.source),
             TableCell(claim.verdict),
             interval_cell(claim.estimate, number_text, lines=2),
-            TableCell(claim.measure),
-            TableCell(claim.basis),
+            TableCell(f"{claim.measure}\n{claim.basis}"),
             TableCell(claim.rule),
         )
         for claim in claims

@@ -21,6 +21,7 @@ class Column:
         numeric: sorted as numbers, by each cell's ``sort``, and set flush right.
         filterable: the page offers to show the rows of some of its values only.
         code: set like code.
+        prose: sentences, broken into lines.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Column:
     numeric: bool = False
     filterable: bool = False
     code: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True)

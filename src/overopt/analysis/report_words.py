@@ -161,7 +161,7 @@ def claims(found: Sequence[Claim]) -> str:
     counts = [sum(claim.verdict == verdict for claim in found) for verdict in ("holds", "does not", "undecided")]
     return (
         f"On this grid {counts[0]} of the paper's claims hold, {counts[1]} do not, and {counts[2]} can't be decided. "
-        "Each has a rule that was fixed before; the estimate's interval is held against it."
+        "Each has a rule that does not look at the grid; the estimate's interval is held against it."
     )
 
 
