@@ -25,7 +25,10 @@ def keep_summary(folder: Path, lines: Sequence[str], command: Sequence[str] | No
 
 
 def keep_report(folder: Path, report: Path) -> None:
-    """Copy a report's points, fits and figures."""
-    shutil.copytree(report / "figures", folder / "figures", dirs_exist_ok=True)
-    for name in ("points.csv", "fits.csv"):
-        shutil.copy(report / name, folder / name)
+    """Copy a report's tables and figures, these as pictures only."""
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    (folder / "figures").mkdir(parents=True)
+    for file in sorted(report.glob("*.csv")):
+        shutil.copy(file, folder / file.name)
+    for file in sorted(report.glob("figures/*.png")):
+        shutil.copy(file, folder / "figures" / file.name)
