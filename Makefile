@@ -46,7 +46,7 @@ find-peak: .venv/ready
 
 # The report's page in a Chromium without a window: apt-get install chromium chromium-driver.
 report-page: .venv/ready
-	$(BIN)/python -m pytest -v -rs tests/analysis/test_report_in_browser.py
+	$(BIN)/python -m pytest -v -rs tests/analysis/page/test_report_in_browser.py
 
 # Simulated sweeps of each law: coverage of the intervals, and how often the true law is chosen; ten minutes.
 recovery: .venv/ready
@@ -54,8 +54,8 @@ recovery: .venv/ready
 
 # Laws against scipy and statsmodels, and against coefficients from outside the project where they are at hand.
 analysis-checks: .venv/ready
-	$(BIN)/python -m pytest -v tests/analysis/test_fitting.py tests/analysis/test_outside_numbers.py \
-		tests/analysis/test_shared_coefficients.py tests/metrics -k 'scipy or statsmodels or outside or formula'
+	$(BIN)/python -m pytest -v tests/analysis/laws/test_fitting.py tests/analysis/laws/test_outside_numbers.py \
+		tests/analysis/laws/test_shared_coefficients.py tests/metrics -k 'scipy or statsmodels or outside or formula'
 
 # Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
 sweep-chaos: .venv/ready

@@ -14,13 +14,13 @@ import numpy as np
 from scipy.optimize import curve_fit
 from tables import machine, write_table
 
-from overopt.analysis.curves import Curve, Curves
-from overopt.analysis.fall_test import fall_tests
-from overopt.analysis.fit_tables import fit_curves
-from overopt.analysis.laws import LAWS
-from overopt.analysis.model_comparison import compare_laws
-from overopt.analysis.resampling import resample
-from overopt.analysis.simulation import simulated_curve
+from overopt.analysis.findings.falls import fall_tests
+from overopt.analysis.laws.curves import Curve, Curves
+from overopt.analysis.laws.fit_tables import fit_curves
+from overopt.analysis.laws.laws import LAWS
+from overopt.analysis.laws.model_comparison import compare_laws
+from overopt.analysis.laws.resampling import resample
+from overopt.analysis.laws.simulation import simulated_curve
 
 LIMIT = 20.0
 

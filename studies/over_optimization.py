@@ -24,8 +24,8 @@ import pandas as pd
 from kept import keep_report, keep_summary
 from scipy.stats import spearmanr
 
-from overopt.analysis.fitting import fit_law
-from overopt.analysis.laws import LAWS, distance
+from overopt.analysis.laws.fitting import fit_law
+from overopt.analysis.laws.laws import LAWS, distance
 from overopt.embedded import Recipe
 from overopt.evaluation.records import read_completions
 from overopt.quickstart import run_quickstart

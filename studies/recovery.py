@@ -15,11 +15,11 @@ import pandas as pd
 from kept import keep_summary
 from rich.progress import track
 
-from overopt.analysis.fit_tables import fit_one, fit_resamples, resampled_estimates
-from overopt.analysis.laws import COMPARED, saturating
-from overopt.analysis.model_comparison import compare_laws
-from overopt.analysis.resampling import resample
-from overopt.analysis.simulation import simulated_curve
+from overopt.analysis.laws.fit_tables import fit_one, fit_resamples, resampled_estimates
+from overopt.analysis.laws.laws import COMPARED, saturating
+from overopt.analysis.laws.model_comparison import compare_laws
+from overopt.analysis.laws.resampling import resample
+from overopt.analysis.laws.simulation import simulated_curve
 
 REFERENCE = 0.42
 DISTANCES = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()

@@ -10,7 +10,7 @@ it goes on where it was, as sweeps/beta_grid.py does.
 import argparse
 from dataclasses import replace
 
-from overopt.analysis.peak_rule import PeakRule
+from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.embedded import Cell, Recipe
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from lightning import seed_everything
 from mlflow import MlflowClient
 
-from overopt.analysis.peak_rule import PeakRule
+from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.checkpoints.stage_folder import StageFolder, read_record
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from overopt.analysis.peak_rule import Measured, PeakRule
+from overopt.analysis.advice.peak_rule import Measured, PeakRule
 from overopt.checkpoints.checkpoint_names import checkpoint_paths, examples_of
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
 from overopt.experiment import Row, evaluate_paths

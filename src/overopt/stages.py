@@ -270,7 +270,7 @@ def advise(
         out: file to write the advice to as well, .json or .md.
         tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
     """
-    from overopt.analysis.advice import Wishes
+    from overopt.analysis.advice.advising import Wishes
     from overopt.analysis.store_advice import Filter, advise_from_store
 
     wanted = Filter(experiment, study, tuple(objectives or ()), tuple(models or ()), unfinished)

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from overopt.analysis.peak_rule import STANDARD_ERRORS, Measured, PeakRule, lost_since
+from overopt.analysis.advice.peak_rule import STANDARD_ERRORS, Measured, PeakRule, lost_since
 from overopt.checkpoints.checkpoint_names import checkpoint_path, checkpoint_paths, examples_of
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, SampleEvaluator
 from overopt.evaluation.judges.protocol import Judge

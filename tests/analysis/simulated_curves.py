@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from overopt.analysis.curves import Curve
-from overopt.analysis.laws import COMPARED, saturating
-from overopt.analysis.simulation import simulated_curve
+from overopt.analysis.laws.curves import Curve
+from overopt.analysis.laws.laws import COMPARED, saturating
+from overopt.analysis.laws.simulation import simulated_curve
 
 R0 = 0.42
 D = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()

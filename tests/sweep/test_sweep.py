@@ -13,7 +13,7 @@ from postgres_server import postgres
 from small_sweep import cells, options, small_recipe
 from sweep_script import points, runs, start, study, unfinished
 
-from overopt.analysis.peak_rule import PeakRule
+from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.embedded import Cell, EmbeddedExperiment, Recipe
 from overopt.sweep.beta_search import BetaSearch

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overopt.analysis.advice import Advice, Advices, Wishes, advise
-from overopt.analysis.advice_text import Item, as_json, as_markdown, as_text
+from overopt.analysis.advice.advice_text import Item, as_json, as_markdown, as_text
+from overopt.analysis.advice.advising import Advice, Advices, Wishes, advise
 from overopt.analysis.store_report import tracked_completions
 from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.whole_file import whole_file

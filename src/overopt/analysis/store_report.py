@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 from mlflow import MlflowClient
 
-from overopt.analysis.curves import R0Setting
-from overopt.analysis.report import ReportPaths, format_fits, write_report
-from overopt.analysis.report_tables import RunPages
+from overopt.analysis.laws.curves import R0Setting
+from overopt.analysis.page.report import ReportPaths, format_fits, write_report
+from overopt.analysis.page.tables import RunPages
 from overopt.evaluation.records import read_completions
 from overopt.tracking.provenance import command_line, provenance
 from overopt.tracking.runs import log_artifact

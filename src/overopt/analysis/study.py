@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from overopt.analysis.advice_text import AdviceSection, advice_section
-from overopt.analysis.claims import Claim, paper_claims
-from overopt.analysis.curves import Curves, R0Setting, curves_of, require_columns
-from overopt.analysis.fall_test import fall_tests
-from overopt.analysis.fit_tables import Fits, fit_curves
-from overopt.analysis.model_comparison import Comparison, compare_laws
-from overopt.analysis.over_optimization import OverOptimization, over_optimization
-from overopt.analysis.rank_correlation import rank_correlations
-from overopt.analysis.shared_coefficients import shared_fits, size_trends
+from overopt.analysis.advice.advice_text import AdviceSection, advice_section
+from overopt.analysis.findings.claims import Claim, paper_claims
+from overopt.analysis.findings.falls import fall_tests
+from overopt.analysis.findings.over_optimization import OverOptimization, over_optimization
+from overopt.analysis.findings.rank_correlation import rank_correlations
+from overopt.analysis.laws.curves import Curves, R0Setting, curves_of, require_columns
+from overopt.analysis.laws.fit_tables import Fits, fit_curves
+from overopt.analysis.laws.model_comparison import Comparison, compare_laws
+from overopt.analysis.laws.shared_coefficients import shared_fits, size_trends
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def analyse(
 
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
-        completions: as for :func:`overopt.analysis.curves.curves_of`.
+        completions: as for :func:`overopt.analysis.laws.curves.curves_of`.
         r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed). Tests of falls and of equal
             coefficients, and claims, take the reference's own.
         errors_in_d: add fits by orthogonal distance regression.

@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 from rich.console import Console
 from rich.live import Live
 
-from overopt.analysis.report import ReportPaths
+from overopt.analysis.page.report import ReportPaths
 from overopt.analysis.store_report import report_from_store
 from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.stage_folder import remove_unfinished

@@ -8,7 +8,7 @@ import pytest
 from overopt.analysis.figures.catalogue import FIGURES
 from overopt.analysis.figures.missing import MEASUREMENT_NAMES, missing_measurements
 from overopt.analysis.figures.style import beta_styles, drawing, model_styles, models_by_size, rendered
-from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.laws.fit_tables import fit_points
 
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 

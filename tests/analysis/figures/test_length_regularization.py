@@ -8,9 +8,9 @@ from overopt.analysis.figures.length_regularization import (
     missing_length_regularization,
 )
 from overopt.analysis.figures.style import drawing
-from overopt.analysis.fit_tables import fit_points
-from overopt.analysis.fitting import fit_law
-from overopt.analysis.laws import LAWS
+from overopt.analysis.laws.fit_tables import fit_points
+from overopt.analysis.laws.fitting import fit_law
+from overopt.analysis.laws.laws import LAWS
 
 PENALISED = "dpo, length penalty 0.05"
 

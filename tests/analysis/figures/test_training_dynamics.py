@@ -9,7 +9,7 @@ from overopt.analysis.figures.training_dynamics import (
     missing_smaller_models,
     training_dynamics,
 )
-from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.laws.fit_tables import fit_points
 
 
 def test_a_line_per_beta_runs_from_the_reference_to_the_end_of_training(make_points) -> None:

@@ -7,8 +7,8 @@ from overopt.analysis.figures.win_rate_vs_kl import (
     draw_win_rate_vs_kl,
     win_rate_vs_kl,
 )
-from overopt.analysis.fit_tables import fit_points
-from overopt.analysis.laws import COMPARED
+from overopt.analysis.laws.fit_tables import fit_points
+from overopt.analysis.laws.laws import COMPARED
 
 
 def test_panels_hold_every_checkpoint_once_and_the_upper_ones_the_last_only(make_points) -> None:

@@ -24,7 +24,7 @@ from overopt.analysis.figures.style import (
     title_panel,
 )
 from overopt.analysis.figures.win_rate_vs_kl import Panel, win_rate_vs_kl
-from overopt.analysis.fit_tables import fit_points
+from overopt.analysis.laws.fit_tables import fit_points
 
 MEASURES = {"win_rate": "win rate as judged", "win_rate_length_controlled": "corrected for length"}
 _PENALTY = re.compile(r", length penalty (?P<price>[^,]+)")

@@ -24,7 +24,7 @@ from overopt.analysis.figures.style import (
     title_panel,
 )
 from overopt.analysis.figures.training_dynamics import averages_along_training, draw_line, prepare_fractions
-from overopt.analysis.laws import distance
+from overopt.analysis.laws.laws import distance
 
 RESPONSES = {"chosen_log_ratio": "chosen", "rejected_log_ratio": "rejected"}
 # The forward KL is minus the mean log ratio of the chosen: they share a standard error. That of the rejected

@@ -22,7 +22,7 @@ from overopt.analysis.figures.style import (
     share_range,
     title_panel,
 )
-from overopt.analysis.rank_correlation import METRICS, POOLED, rank_correlations
+from overopt.analysis.findings.rank_correlation import METRICS, POOLED, rank_correlations
 
 METRIC_NAMES = {
     "implicit_reward_accuracy": "Implicit-reward accuracy on held-out pairs [fraction]",

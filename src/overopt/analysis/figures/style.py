@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from overopt.analysis.curves import OBJECTIVE_NAMES
+from overopt.analysis.laws.curves import OBJECTIVE_NAMES
 
 INK, MUTED = "#1f2328", "#6b7280"
 WARNING = "#b45309"

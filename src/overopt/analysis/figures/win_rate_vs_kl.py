@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from overopt.analysis.curves import AXES, POINT_SETS, final_checkpoints
 from overopt.analysis.figures.style import (
     ERROR_BAR_SE,
     LAW_STYLES,
@@ -28,8 +27,9 @@ from overopt.analysis.figures.style import (
     style_handles,
     title_panel,
 )
-from overopt.analysis.fitting import Estimate
-from overopt.analysis.laws import COMPARED, LAWS, distance
+from overopt.analysis.laws.curves import AXES, POINT_SETS, final_checkpoints
+from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.laws import COMPARED, LAWS, distance
 
 AXES_SE = {"kl": "kl_se", "forward_kl": "forward_kl_se"}
 AXIS_NAMES = {"kl": "KL(policy ‖ reference)", "forward_kl": "KL(reference ‖ policy)"}
