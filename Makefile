@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks bench-analysis report-page
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks bench-analysis bench-report report-page
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -103,9 +103,12 @@ bench-sampling: .venv/bench-ready
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
 
-# 63 curves with 1,000 resamples each, beside scipy in a loop; a minute.
+# 63 curves with 1,000 resamples each, beside scipy in a loop; a whole report of 63 runs. Two minutes.
 bench-analysis: .venv/bench-ready
 	$(BIN)/python benchmarks/analysis_speed.py $(ARGS)
+
+bench-report: .venv/bench-ready
+	$(BIN)/python benchmarks/report_speed.py $(ARGS)
 
 # What a sequential sweep costs besides training and evaluation; about a quarter of an hour.
 bench-sweep: .venv/ready
