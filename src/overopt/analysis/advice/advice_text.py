@@ -225,7 +225,7 @@ def _state(state: RunState, named: Named) -> str:
     if state.best is not None and state.best.examples_seen != state.newest.examples_seen:
         lost = state.lost
         chance = "" if lost.low > 0 else ", which may be chance"
-        reasons.append(f"since {state.best.examples_seen:,} examples it has lost {_gain(lost)}{chance}")
+        reasons.append(f"since {state.best.examples_seen:,} examples it has lost {_rate(lost)}{chance}")
     elif state.best is not None and not state.over_budget:
         reasons.append("its last checkpoint is its best")
     if not state.over_budget:
