@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks bench-analysis bench-report report-page
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -56,6 +56,11 @@ recovery: .venv/ready
 analysis-checks: .venv/ready
 	$(BIN)/python -m pytest -v tests/analysis/laws/test_fitting.py tests/analysis/laws/test_outside_numbers.py \
 		tests/analysis/laws/test_shared_coefficients.py tests/metrics -k 'scipy or statsmodels or outside or formula'
+
+# Stores and tables that are empty, partial, damaged, doubled or of another version: a clear line, or a report that says
+# what is left out.
+odd-stores: .venv/ready
+	$(BIN)/python -m pytest -v tests/tracking/test_tables.py tests/analysis/test_study.py tests/analysis/figures/test_catalogue.py
 
 # Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
 sweep-chaos: .venv/ready
