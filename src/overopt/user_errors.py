@@ -15,6 +15,11 @@ def one_line_errors() -> Iterator[None]:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        sys.exit(141)  # as a shell has it
     except KeyboardInterrupt:
         print("interrupted: start the same command again to go on", file=sys.stderr)
         sys.exit(130)
@@ -22,6 +27,16 @@ def one_line_errors() -> Iterator[None]:
         if os.environ.get("OVEROPT_TRACEBACK") or not is_user_error(error):
             raise
         fail(error)
+
+
+def _reader_has_gone() -> bool:
+    """Whether it was our output that nobody takes any more, as in ``overopt advise | head -3``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at exit
+        return True
+    return False
 
 
 def is_user_error(error: BaseException) -> bool:
