@@ -1,6 +1,7 @@
 """How every command and script ends: errors of the user on one line, a stop as a stop."""
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,12 +32,13 @@ def one_line_errors() -> Iterator[None]:
 
 def _reader_has_gone() -> bool:
     """Whether it was our output that nobody takes any more, as in ``overopt advise | head -3``."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at exit
-        return True
-    return False
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLERR)
+    gone = bool(poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # or Python tries once more at exit
+    return gone
 
 
 def is_user_error(error: BaseException) -> bool:
