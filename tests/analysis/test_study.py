@@ -21,6 +21,7 @@ ODD: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
         win_rate=points["win_rate"].where(points["objective"] == "dpo")
     ),
     "no distance at all": lambda points: points.assign(kl_nats=0.0),
+    "hardly any distance": lambda points: points.assign(kl_nats=1.0 + 1e-12 * points.index),
     "negative distances": lambda points: points.assign(kl_nats=-0.01),
     "one win rate": lambda points: points.assign(win_rate=0.5),
     "certain win rates": lambda points: points.assign(win_rate_se=0.0),

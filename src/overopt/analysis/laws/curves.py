@@ -18,6 +18,8 @@ ERRORS = {"kl": "kl_se", "forward_kl": "forward_kl_se"}
 POINT_SETS = ("final", "all")
 # Two coefficients, and one beta more so that a curve can be checked at all.
 MINIMUM_BETAS = 3
+# Nearer distances than this, relative to the largest, leave a law's coefficients open.
+_APART = 1e-3
 OBJECTIVE_NAMES = {"dpo": "DPO", "ipo": "IPO", "slic": "SLiC"}
 
 
@@ -103,8 +105,9 @@ class Curve:
     def can_be_fitted(self, r0: R0Setting = "measured") -> bool:
         """Whether there are betas, points and distances enough, and a reference where it is asked for."""
         enough = len(np.unique(self.beta)) >= MINIMUM_BETAS and len(self.d) >= 3
-        apart = len(np.unique(self.d[self.d > 0])) >= 2
-        return enough and apart and (r0 != "measured" or math.isfinite(self.reference_win_rate))
+        positive = self.d[self.d > 0]
+        apart = len(positive) >= 2 and np.ptp(positive) > _APART * positive.max()
+        return bool(enough and apart) and (r0 != "measured" or math.isfinite(self.reference_win_rate))
 
     def r0(self, setting: R0Setting) -> float | None:
         """The value at d = 0 to hold fixed; ``None`` is to be fitted."""

@@ -50,7 +50,7 @@ def compare_laws(curves: Sequence[Curve], r0: R0Setting = "measured", resamples:
         keys = dict(zip(_COLUMNS, (curve.objective, curve.model, curve.axis, curve.points), strict=False))
         squares = _squares(curve, r0, resamples)
         rates = selection_rates(curve, r0, resamples)
-        best = min(squares.measured, key=lambda name: squares.measured[name])
+        best = least_error({name: np.array([rss]) for name, rss in squares.measured.items()})[0]
         wins = pd.Series(least_error(squares.resampled)).value_counts(normalize=True)
         num, fitted = len(curve.d), 3 + (r0 == "fitted")
         for name, rss in squares.measured.items():
@@ -174,15 +174,17 @@ def excess_scatter(
         reference: the same of the reference; nothing with ``r0`` zero.
         r0: win rate at d = 0.
     """
-    measured = {name: float(fit.rss[0]) for name, fit in fit_all(as_measured(curve), r0).items()}
-    best = min(measured, key=lambda name: measured[name])
+    fits = fit_all(as_measured(curve), r0)
+    best = least_error({name: fit.rss for name, fit in fits.items()})[0]
+    measured = float(fits[best].rss[0])
     shape = noise.shape
     alone = Resamples(np.broadcast_to(curve.d, shape), noise, reference, np.broadcast_to(curve.weights, shape))
     # Deviations alone, by a law that is linear in its coefficients: what noise leaves about any curve.
     linear = best if best in COMPARED else next(iter(COMPARED))
     start = None if r0 == "fitted" else alone.reference
     explained = fit_many(COMPARED[linear], alone.d, alone.win_rate, alone.weights, start).rss
-    if measured[best] <= np.nanquantile(explained, 0.95):
+    explained = explained[np.isfinite(explained)]  # points may leave a coefficient open
+    if not len(explained) or not measured > np.quantile(explained, 0.95):
         return 0.0
     freedom = max(len(curve.d) - 2 - (r0 == "fitted"), 1)
-    return math.sqrt(max(measured[best] - float(np.nanmean(explained)), 0.0) / freedom)
+    return math.sqrt(max(measured - float(explained.mean()), 0.0) / freedom)
