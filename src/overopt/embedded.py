@@ -21,7 +21,7 @@ from overopt.checkpoints.stage_folder import StageFolder, read_record
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part
-from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
+from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator, SampleEvaluator
 from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.evaluation.records import read_completions, write_completions
 from overopt.experiment import (
@@ -379,13 +379,14 @@ class EmbeddedExperiment:
         )
 
     def _open_evaluator(self, size: str, seed: int) -> Evaluator:
-        return Evaluator(
+        samples = SampleEvaluator(
             self._preferences(size, seed),
             open_policy(self._checkpoint(_sft_name(size, seed))),
             gold_reward_judge(self._checkpoint("gold"), self.recipe.gold_temperature),
             num_prompts=self.recipe.evaluation_prompts,
             seed=seed,
         )
+        return Evaluator(samples)
 
     def _evaluator(self, size: str, seed: int) -> Evaluator:
         """One a reference: all its cells are evaluated by it."""

@@ -10,7 +10,7 @@ from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
-from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
+from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator, SampleEvaluator
 from overopt.evaluation.completion_server import CompletionServer
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.preference_pairs import (
@@ -132,7 +132,7 @@ def evaluate_checkpoints(
     rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)
     out = out or paths[0].parent.parent / "evaluation"
     with progress_bar() as progress:
-        evaluator = Evaluator(
+        samples = SampleEvaluator(
             data,
             open_policy(reference_path),
             None if judging is None else judging.open(progress),
@@ -141,6 +141,7 @@ def evaluate_checkpoints(
             seed=seed,
             sampler=sample_here if server is None else server.sample,
         )
+        evaluator = Evaluator(samples)
         if server is not None:
             evaluator.settings["sampler"] = "a completions server"
         policies = sum(len(paths) if row == "checkpoint" else 1 for row in rows)

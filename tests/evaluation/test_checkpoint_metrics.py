@@ -7,7 +7,7 @@ from statsmodels.genmod import families
 from statsmodels.genmod.generalized_linear_model import GLM
 
 from overopt.data.packing import Packing
-from overopt.evaluation.checkpoint_metrics import Evaluator
+from overopt.evaluation.checkpoint_metrics import Evaluator, SampleEvaluator
 from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.judges.protocol import Judge, ignore
 from overopt.evaluation.records import Verdict
@@ -74,7 +74,8 @@ def moved(sft_checkpoint):
 
 
 def evaluator(data, sft_checkpoint, judge, **changes) -> Evaluator:
-    return Evaluator(data, load_policy(sft_checkpoint), judge, **{"num_prompts": NUM_PROMPTS} | changes)
+    samples = SampleEvaluator(data, load_policy(sft_checkpoint), judge, **{"num_prompts": NUM_PROMPTS} | changes)
+    return Evaluator(samples)
 
 
 def test_the_metrics_are_the_contracts(data, sft_checkpoint, gold, moved):

@@ -66,6 +66,7 @@ class SampleEvaluator:
         self.reference = reference.eval()
         self.judge = judge
         self.prompts: list[EvaluationPrompt] = evaluation_prompts(data, num_prompts, opponent)
+        self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
         self._seed = seed
         self._sampler = sampler
 
@@ -125,34 +126,16 @@ class Evaluator:
     """Evaluates checkpoints of one reference on the same prompts, pairs and draws.
 
     Args:
-        data: set up with the preferences that the policies train on; its evaluation part is measured on.
-        reference: the frozen policy.
-        judge: compares samples with the dataset's responses; without one there is no win rate.
-        num_prompts: held-out prompts, one a post.
-        opponent: ``human`` or ``preferred``; see :func:`overopt.evaluation.sampling.evaluation_prompts`.
-        seed: fixes the draws; the same for all checkpoints, which therefore share their noise.
-        sampler: what draws the samples; whichever it is, they are rescored here.
+        samples: measures each policy by its samples; its data hold the preferences that the policies train on, of
+            which the evaluation part is measured on.
     """
 
-    def __init__(
-        self,
-        data: PreferenceDataModule,
-        reference: Policy,
-        judge: Judge | None,
-        *,
-        num_prompts: int = 256,
-        opponent: str = "human",
-        seed: int = 0,
-        sampler: Sampler = sample_here,
-    ) -> None:
-        self._samples = SampleEvaluator(
-            data, reference, judge, num_prompts=num_prompts, opponent=opponent, seed=seed, sampler=sampler
-        )
-        self.data, self.reference, self.judge = data, self._samples.reference, judge
-        self.prompts = self._samples.prompts
-        self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
+    def __init__(self, samples: SampleEvaluator) -> None:
+        self._samples = samples
+        self.data, self.reference, self.judge = samples.data, samples.reference, samples.judge
+        self.prompts, self.settings = samples.prompts, samples.settings
         self._reference_samples: CheckpointEvaluation | None = None
-        attach_reference_log_probs(reference, data)
+        attach_reference_log_probs(self.reference, self.data)
 
     def evaluate(
         self, policy: Policy, alignment: AlignmentObjective, on_batch: Callable[[int], None] | None = None
