@@ -20,16 +20,9 @@ from overopt.analysis.laws.fit_tables import fit_curves
 from overopt.analysis.laws.laws import LAWS
 from overopt.analysis.laws.model_comparison import compare_laws
 from overopt.analysis.laws.resampling import resample
-from overopt.analysis.laws.simulation import simulated_curve
+from overopt.analysis.laws.simulation import simulated_curve, true_means
 
 LIMIT = 20.0
-
-
-def simulated(num: int, prompts: int) -> list[Curve]:
-    """Curves of seven betas and five checkpoints that follow the log law."""
-    d = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()
-    means = 0.42 + LAWS["log_law"].gain(d, np.array([0.15, 0.08]))
-    return [simulated_curve(d, means, reference=0.42, num_prompts=prompts, seed=seed) for seed in range(num)]
 
 
 def in_a_loop(curve: Curve, resamples: int) -> float:
@@ -57,7 +50,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--resamples", type=int, default=1000)
     options = parser.parse_args()
-    curves = simulated(options.curves, options.prompts)
+    means = true_means("log_law")
+    curves = [simulated_curve(means, num_prompts=options.prompts, seed=seed) for seed in range(options.curves)]
     seconds: dict[str, float] = {}
 
     def timed(name: str, work) -> None:

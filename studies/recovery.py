@@ -16,20 +16,11 @@ from kept import keep_summary
 from rich.progress import track
 
 from overopt.analysis.laws.fit_tables import fit_one, fit_resamples, resampled_estimates
-from overopt.analysis.laws.laws import COMPARED, saturating
+from overopt.analysis.laws.laws import COMPARED
 from overopt.analysis.laws.model_comparison import compare_laws
 from overopt.analysis.laws.resampling import resample
-from overopt.analysis.laws.simulation import simulated_curve
+from overopt.analysis.laws.simulation import REFERENCE, TRUTHS, simulated_curve, true_means
 
-REFERENCE = 0.42
-DISTANCES = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()
-TRUTHS = {
-    "log_law": np.array([0.15, 0.08]),
-    "quadratic_in_d": np.array([0.12, -0.024]),
-    "quadratic_in_kl": np.array([0.03, -0.0013]),
-    "saturating": np.array([0.15, 1.0]),
-}
-LAWS = {**COMPARED, saturating.name: saturating}
 LOW, HIGH = 0.93, 0.97
 
 
@@ -69,17 +60,10 @@ def main() -> None:
     options = parser.parse_args()
     coverage: list[dict[str, object]] = []
     choices: list[dict[str, object]] = []
-    for name, truth in TRUTHS.items():
-        means = REFERENCE + LAWS[name].gain(DISTANCES, truth)
+    for name in TRUTHS:
+        means = true_means(name)
         for repeat in track(range(options.repeats), description=name):
-            curve = simulated_curve(
-                DISTANCES,
-                means,
-                reference=REFERENCE,
-                num_prompts=options.prompts,
-                shared=options.shared,
-                seed=repeat,
-            )
+            curve = simulated_curve(means, num_prompts=options.prompts, shared=options.shared, seed=repeat)
             if name in COMPARED:
                 coverage += covered(name, curve)
             laws = compare_laws([curve], resamples=200).laws.set_index("law")

@@ -7,22 +7,21 @@ import pandas as pd
 import pytest
 
 from analysis.conftest import ALPHA, BETA_FIT, EXAMPLES, MakePoints
-from analysis.simulated_curves import LAWS_BY_NAME, R0, TRUTHS, curve_with, true_curve
 from overopt.analysis.advice.advice_text import advice_section, as_json, as_markdown, as_text
 from overopt.analysis.advice.advising import Advice, Advices, Wishes, advise, advise_on
 from overopt.analysis.advice.peak_rule import Measured, PeakRule
 from overopt.analysis.laws.curves import curves_of
 from overopt.analysis.laws.laws import COMPARED
+from overopt.analysis.laws.simulation import DISTANCES, REFERENCE, TRUTHS, simulated_curve, true_means
 
 RESAMPLES = 300
 PEAK_KL = math.exp(ALPHA / BETA_FIT - 1) ** 2
-D = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()
 
 
 def means_of(law: str, seed: int) -> np.ndarray:
     """True win rates: a law, and what runs differ by."""
-    scatter = 0.01 * np.random.default_rng(1000 + seed).standard_normal(len(D))
-    means: np.ndarray = R0 + LAWS_BY_NAME[law].gain(D, TRUTHS[law]) + scatter
+    scatter = 0.01 * np.random.default_rng(1000 + seed).standard_normal(len(DISTANCES))
+    means: np.ndarray = true_means(law) + scatter
     return means
 
 
@@ -51,7 +50,7 @@ def test_the_place_of_the_peak_is_covered_over_many_studies(law: str) -> None:
     truth = COMPARED[law].d_star(TRUTHS[law]) ** 2 if law in COMPARED else math.inf
     covered = []
     for seed in range(15):
-        peak = advise_on(true_curve(law, seed=seed), resamples=RESAMPLES).peak
+        peak = advise_on(simulated_curve(true_means(law), seed=seed), resamples=RESAMPLES).peak
         covered.append(peak.kl_nats.low <= truth <= peak.kl_nats.high)
     assert np.mean(covered) >= 0.8
 
@@ -63,13 +62,13 @@ def test_on_fresh_prompts_the_advised_checkpoint_is_hardly_worse_than_the_best_o
     lost, gain, nearer, promised, kept = [], [], [], [], []
     for seed in range(25):
         means = means_of(law, seed)
-        curve = curve_with(D, means, num_prompts=512, seed=seed)
+        curve = simulated_curve(means, num_prompts=512, seed=seed)
         advice = advise_on(curve, resamples=RESAMPLES)
         assert advice.ship is not None
         assert advice.best is not None
         place = int(np.flatnonzero(curve.d**2 == advice.ship.kl_nats.value)[0])
         lost.append(means.max() - means[place])
-        gain.append(means.max() - R0)
+        gain.append(means.max() - REFERENCE)
         nearer.append(advice.best.kl_nats.value - advice.ship.kl_nats.value)
         promised.append(advice.expected.value - means[place])
         kept.append(advice.expected.low <= means[place] <= advice.expected.high)
@@ -83,15 +82,15 @@ def test_on_fresh_prompts_the_advised_checkpoint_is_hardly_worse_than_the_best_o
 def test_a_reference_that_nothing_beats_beyond_chance_is_shipped() -> None:
     shipped = []
     for seed in range(20):
-        advice = advise_on(curve_with(D, np.full(len(D), R0), seed=seed), resamples=RESAMPLES)
+        advice = advise_on(simulated_curve(np.full(len(DISTANCES), REFERENCE), seed=seed), resamples=RESAMPLES)
         shipped.append(advice.ship is None)
     assert np.mean(shipped) >= 0.85  # 95% but for chance
-    worse = advise_on(curve_with(D, np.full(len(D), R0 - 0.05)), resamples=RESAMPLES)
+    worse = advise_on(simulated_curve(np.full(len(DISTANCES), REFERENCE - 0.05)), resamples=RESAMPLES)
     assert "the reference: no checkpoint beats it beyond chance" in said(worse)
 
 
 def test_the_budget_is_kept_and_what_it_costs_is_said() -> None:
-    curve = true_curve("quadratic_in_kl", num_prompts=1024)
+    curve = simulated_curve(true_means("quadratic_in_kl"), num_prompts=1024)
     for budget in (2.0, 5.0):
         advice = advise_on(curve, Wishes(budget), resamples=RESAMPLES)
         assert advice.ship is not None
@@ -107,7 +106,7 @@ def test_the_budget_is_kept_and_what_it_costs_is_said() -> None:
 
 
 def test_a_target_takes_the_nearest_checkpoint_that_reaches_it_beyond_chance() -> None:
-    curve = true_curve("quadratic_in_d", num_prompts=2048)
+    curve = simulated_curve(true_means("quadratic_in_d"), num_prompts=2048)
     advice = advise_on(curve, Wishes(target=0.5), resamples=RESAMPLES)
     assert advice.reaches_target
     assert advice.ship is not None
@@ -123,14 +122,14 @@ def test_a_target_takes_the_nearest_checkpoint_that_reaches_it_beyond_chance() -
 
 def test_a_target_above_the_best_is_not_reached_by_luck_alone() -> None:
     reached = [
-        advise_on(curve_with(D, np.full(len(D), 0.5), seed=seed), Wishes(target=0.56), resamples=RESAMPLES)
+        advise_on(simulated_curve(np.full(len(DISTANCES), 0.5), seed=seed), Wishes(target=0.56), resamples=RESAMPLES)
         for seed in range(10)
     ]
     assert not any(advice.reaches_target for advice in reached)
 
 
 def test_runs_past_their_peak_are_those_that_the_rule_of_sweeps_would_have_ended() -> None:
-    curve = replace(true_curve("quadratic_in_d", num_prompts=1024), run_ids=tuple("abcdefg"))
+    curve = replace(simulated_curve(true_means("quadratic_in_d"), num_prompts=1024), run_ids=tuple("abcdefg"))
     advice = advise_on(curve, started={"a": 1.0, "b": 5.0, "g": 3.0}, resamples=RESAMPLES)
     states = {state.newest.run_id: state for state in advice.runs}
     assert curve.outcomes is not None

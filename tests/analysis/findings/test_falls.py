@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from analysis.simulated_curves import R0, D, curve_with, true_curve
 from overopt.analysis.findings.falls import fall_test, fall_tests, transients
+from overopt.analysis.laws.simulation import REFERENCE, simulated_curve, true_means
 
 
 def test_a_clear_fall_is_found_and_measured() -> None:
-    found = fall_test(true_curve("log_law", num_prompts=2000), draws=2000)
+    found = fall_test(simulated_curve(true_means("log_law"), num_prompts=2000), draws=2000)
     assert found.p_value < 0.01
     assert found.drop.low < found.drop.value < found.drop.high
     assert found.best_d < found.furthest_d
@@ -15,17 +15,17 @@ def test_a_clear_fall_is_found_and_measured() -> None:
 
 def test_curves_that_do_not_fall_are_rejected_no_more_often_than_the_level() -> None:
     """200 flat and 100 saturating curves: of the flat ones at most 5% plus three standard deviations."""
-    flat = [fall_test(curve_with(D, np.full(35, R0), seed=seed), draws=400).p_value for seed in range(200)]
+    flat = [fall_test(simulated_curve(np.full(35, REFERENCE), seed=seed), draws=400).p_value for seed in range(200)]
     assert np.mean(np.array(flat) < 0.05) < 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
     assert min(flat) < 0.1  # and it can reject
-    rising = [fall_test(true_curve("saturating", seed=seed), draws=400).p_value for seed in range(100)]
+    rising = [fall_test(simulated_curve(true_means("saturating"), seed=seed), draws=400).p_value for seed in range(100)]
     assert np.mean(np.array(rising) < 0.05) < 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5
 
 
 def test_a_dip_that_training_recovers_from_is_left_out() -> None:
     means = np.full(35, 0.5)
     means[1] = 0.2  # the second of five checkpoints of the run that goes furthest
-    curve = curve_with(D, means)
+    curve = simulated_curve(means)
     assert (
         np.flatnonzero(transients(curve, np.full((10, 35), 0.0) + np.arange(10)[:, None] * 0)).tolist() == [1] or True
     )
@@ -38,7 +38,7 @@ def test_a_dip_that_training_recovers_from_is_left_out() -> None:
 def test_a_run_that_falls_and_stays_down_is_no_transient() -> None:
     means = np.full(35, 0.5)
     means[2:5] = 0.2
-    found = fall_test(curve_with(D, means), draws=500)
+    found = fall_test(simulated_curve(means), draws=500)
     assert found.num_transients == 0
 
 

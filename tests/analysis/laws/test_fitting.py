@@ -6,14 +6,8 @@ import statsmodels.api as sm
 from scipy.optimize import curve_fit, minimize_scalar
 from scipy.stats import chi2
 
-from overopt.analysis.laws.fitting import (
-    Estimate,
-    fieller_interval,
-    fit_law,
-    fit_many,
-    fit_saturating,
-    leave_one_beta_out_rmse,
-)
+from overopt.analysis.laws.fitting import fieller_interval, fit_law, fit_many, fit_saturating, leave_one_beta_out_rmse
+from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.laws.laws import COMPARED, LAWS, Law, saturating
 
 COEFFICIENTS = {

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from analysis.simulated_curves import R0, TRUTHS, true_curve
 from overopt.analysis.laws.fit_tables import fit_one
 from overopt.analysis.laws.laws import COMPARED, LAWS, Law
 from overopt.analysis.laws.orthogonal import distance_se, fit_orthogonal
+from overopt.analysis.laws.simulation import REFERENCE, TRUTHS, simulated_curve, true_means
 
 EACH_LAW = pytest.mark.parametrize("law", COMPARED.values(), ids=COMPARED)
 
 
 def with_errors(law: str, relative: float, seed: int = 0):
     """A curve of which divergences are measured with an error."""
-    curve = true_curve(law, num_prompts=20_000, seed=seed)
+    curve = simulated_curve(true_means(law), num_prompts=20_000, seed=seed)
     errors = relative * curve.divergence
     moved = curve.divergence + errors * np.random.default_rng(seed).standard_normal(len(errors))
     return replace(curve, divergence=moved, divergence_se=errors)
@@ -48,7 +48,7 @@ def test_where_distances_err_it_comes_closer_to_the_truth_than_least_squares() -
     law, truth = LAWS["quadratic_in_kl"], TRUTHS["quadratic_in_kl"]
     orthogonal, plain = [], []
     for seed in range(40):
-        curve = replace(with_errors(law.name, 0.15, seed), reference_win_rate=R0)
+        curve = replace(with_errors(law.name, 0.15, seed), reference_win_rate=REFERENCE)
         orthogonal.append(fit_orthogonal(law, curve)["c2"].value)
         plain.append(fit_one(curve, law).coefficients[1])
     assert abs(np.mean(orthogonal) - truth[1]) < abs(np.mean(plain) - truth[1])
@@ -56,4 +56,4 @@ def test_where_distances_err_it_comes_closer_to_the_truth_than_least_squares() -
 
 def test_points_without_errors_are_refused() -> None:
     with pytest.raises(ValueError, match="need a standard error"):
-        fit_orthogonal(LAWS["log_law"], true_curve("log_law"))
+        fit_orthogonal(LAWS["log_law"], simulated_curve(true_means("log_law")))

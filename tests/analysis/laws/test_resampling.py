@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from analysis.simulated_curves import true_curve
 from overopt.analysis.laws.resampling import prompt_deviations, resample, run_weights
+from overopt.analysis.laws.simulation import simulated_curve, true_means
 
 
 def test_other_prompts_move_points_as_much_and_as_much_together_as_their_covariance_says() -> None:
-    curve = true_curve("log_law")
+    curve = simulated_curve(true_means("log_law"))
     assert curve.outcomes is not None
     moved = prompt_deviations(curve, 20_000).win_rate
     expected = np.cov(curve.outcomes.wins, rowvar=False, bias=True) / len(curve.outcomes.wins)
@@ -26,7 +26,7 @@ def test_without_prompts_each_point_errs_by_its_standard_error_alone(make_points
 
 
 def test_prompts_without_a_verdict_do_not_count() -> None:
-    curve = true_curve("log_law", num_prompts=200)
+    curve = simulated_curve(true_means("log_law"), num_prompts=200)
     assert curve.outcomes is not None
     curve.outcomes.wins[:150, 3] = np.nan
     moved = prompt_deviations(curve, 20_000).win_rate[:, 3]
@@ -35,7 +35,7 @@ def test_prompts_without_a_verdict_do_not_count() -> None:
 
 
 def test_runs_are_weighed_as_wholes_with_mean_one() -> None:
-    curve = true_curve("log_law")
+    curve = simulated_curve(true_means("log_law"))
     weights = run_weights(curve, 20_000)
     of_runs = weights.reshape(20_000, 7, 5)
     assert (of_runs == of_runs[:, :, :1]).all()
@@ -43,7 +43,7 @@ def test_runs_are_weighed_as_wholes_with_mean_one() -> None:
 
 
 def test_each_source_moves_what_it_is_named_after() -> None:
-    curve = true_curve("log_law")
+    curve = simulated_curve(true_means("log_law"))
     drawn = resample(curve, 50)
     assert (drawn["prompts"].weights == curve.weights).all()
     assert (drawn["runs"].win_rate == curve.win_rate).all()

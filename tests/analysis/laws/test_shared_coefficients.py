@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from analysis.simulated_curves import R0, curve_with, true_curve
 from overopt.analysis.laws.curves import Curve
 from overopt.analysis.laws.laws import COMPARED
 from overopt.analysis.laws.shared_coefficients import shared_fits, size_trends
+from overopt.analysis.laws.simulation import REFERENCE, simulated_curve, true_means
 
 LOG_LAW = COMPARED["log_law"]
 
 
 def curve_of(alpha: float, model: str, objective: str = "dpo", seed: int = 0) -> Curve:
-    d = true_curve("log_law").d
-    means = R0 + LOG_LAW.gain(d, np.array([alpha, 0.05]))
-    return replace(curve_with(d, means, num_prompts=4000, seed=seed), model=model, objective=objective)
+    d = simulated_curve(true_means("log_law")).d
+    means = REFERENCE + LOG_LAW.gain(d, np.array([alpha, 0.05]))
+    return replace(simulated_curve(d=d, means=means, num_prompts=4000, seed=seed), model=model, objective=objective)
 
 
 def test_curves_of_one_truth_share_both_coefficients_and_others_only_what_is_equal() -> None:

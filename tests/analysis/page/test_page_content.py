@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.page.number_text import fixed
 from overopt.analysis.page.page_content import Column, PageTable, TableCell, interval_cell, number_cell, spread_cell
 

@@ -4,13 +4,32 @@ import numpy as np
 from jaxtyping import Float
 
 from overopt.analysis.laws.curves import Curve, Outcomes
+from overopt.analysis.laws.model_comparison import CANDIDATES
+
+REFERENCE = 0.42
+"""Win rate of the reference."""
+DISTANCES = np.outer(np.linspace(4.6, 0.9, 7), np.linspace(0.35, 1.0, 5)).ravel()
+"""Of seven runs with five checkpoints each [sqrt(nats)]."""
+TRUTHS = {
+    "log_law": np.array([0.15, 0.08]),
+    "quadratic_in_d": np.array([0.12, -0.024]),
+    "quadratic_in_kl": np.array([0.03, -0.0013]),
+    "saturating": np.array([0.15, 1.0]),
+}
+"""Coefficients of each law that is compared, with a hump or a plateau inside the distances."""
+
+
+def true_means(law: str) -> Float[np.ndarray, " point"]:
+    """Win rates at the distances, where a law holds."""
+    means: Float[np.ndarray, " point"] = REFERENCE + CANDIDATES[law].gain(DISTANCES, TRUTHS[law])
+    return means
 
 
 def simulated_curve(
-    d: Float[np.ndarray, " point"],
     means: Float[np.ndarray, " point"],
     *,
-    reference: float,
+    d: Float[np.ndarray, " point"] = DISTANCES,
+    reference: float = REFERENCE,
     num_prompts: int = 256,
     shared: float = 0.3,
     checkpoints: int = 5,
@@ -19,8 +38,8 @@ def simulated_curve(
     """Runs with equally many checkpoints each; a win where prompt and chance together exceed what the mean asks for.
 
     Args:
-        d: distances [sqrt(nats)], run by run, checkpoints in the order of training.
-        means: true win rates there.
+        means: true win rates.
+        d: where they hold [sqrt(nats)], run by run, checkpoints in the order of training.
         reference: true win rate of the reference.
         num_prompts: behind each win rate.
         shared: part of the luck that all policies have in common on a prompt, from 0 to 1.
