@@ -75,7 +75,9 @@ def wilson_interval(share: float, count: int, *, level: float = 0.95) -> tuple[f
     z = float(norm.ppf(0.5 + level / 2))
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # None and all have their own share for an end, which rounding would miss.
+    low, high = (centre - half if share > 0 else 0.0), (centre + half if share < 1 else 1.0)
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def bootstrap_interval(values: np.ndarray, *, seed: int, level: float = 0.95) -> tuple[float, float]:

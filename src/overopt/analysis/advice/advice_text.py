@@ -11,7 +11,7 @@ import pandas as pd
 
 from overopt.analysis.advice.advising import Advice, Advices, EvaluatedCheckpoint, RunState, Wishes, advise
 from overopt.analysis.advice.peak_rule import STANDARD_ERRORS
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.laws.model_comparison import CANDIDATES
 
 WIDTH = 110

@@ -16,10 +16,9 @@ from overopt.analysis.advice.next_beta import NextBeta, propose_beta
 from overopt.analysis.advice.peak_rule import STANDARD_ERRORS, Measured, PeakRule, lost_since
 from overopt.analysis.advice.predicted_peak import PredictedPeak, predict_peak
 from overopt.analysis.laws.curves import Curve, curves_of, group_name, require_columns
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import NORMAL_QUANTILE, Estimate, around
 from overopt.analysis.laws.resampling import RESAMPLES, prompt_deviations
 
-_NORMAL = 1.959963984540054
 _SURE, _LIKELY = 0.95, 0.5
 State = Literal["past", "perhaps past", "not past"]
 
@@ -224,7 +223,6 @@ def advise_on(
     reached = curve.reference_win_rate if choice.pick is None else choice.expected.value
     checkpoints = [_checkpoint(curve, place, float(own[place])) for place in range(len(curve.d))]
     alike = sorted(choice.alike.tolist(), key=lambda place: float(curve.divergence[place]))
-    half = _NORMAL * curve.reference_se
     return Advice(
         objective=curve.objective,
         model=curve.model,
@@ -232,9 +230,7 @@ def advise_on(
         num_runs=int(curve.run.max()) + 1,
         num_checkpoints=len(curve.d),
         num_prompts=None if curve.outcomes is None else len(curve.outcomes.wins),
-        reference_win_rate=Estimate(
-            curve.reference_win_rate, curve.reference_win_rate - half, curve.reference_win_rate + half
-        ),
+        reference_win_rate=around(curve.reference_win_rate, curve.reference_se),
         ship=None if choice.pick is None else checkpoints[choice.pick],
         expected=choice.expected,
         best=None if choice.best is None else checkpoints[choice.best],
@@ -280,9 +276,6 @@ def _require_enough(curve: Curve) -> None:
 
 
 def _checkpoint(curve: Curve, place: int, win_rate_se: float) -> EvaluatedCheckpoint:
-    def around(value: float, error: float) -> Estimate:
-        return Estimate(value, value - _NORMAL * error, value + _NORMAL * error)
-
     return EvaluatedCheckpoint(
         run_id=curve.run_ids[int(curve.run[place])] if curve.run_ids else "",
         beta=float(curve.beta[place]),
@@ -312,7 +305,7 @@ def _run_states(
         lost = Estimate(math.nan)
         if best:
             mean, error = lost_since(measured[best], measured[newest])
-            lost = Estimate(mean, mean - _NORMAL * error, mean + _NORMAL * error)
+            lost = around(mean, error)
         beyond = peak.chance_before(float(curve.d[places[newest]]))
         past = rule.past_peak(measured)
         states.append(
@@ -355,6 +348,7 @@ def _remarks(curve: Curve, choice: Choice, peak: PredictedPeak, resolution: floa
         remarks.append("one run a beta: how much another seed would change is not known")
     if resolution > 0.025:
         remarks.append(
-            f"a win rate here is known to ± {100 * _NORMAL * resolution:.0f} points only: more prompts would tell more"
+            f"a win rate here is known to ± {100 * NORMAL_QUANTILE * resolution:.0f} points only: "
+            "more prompts would tell more"
         )
     return remarks

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from overopt.analysis.advice.peak_rule import STANDARD_ERRORS
 from overopt.analysis.advice.predicted_peak import fitted_levels
 from overopt.analysis.laws.curves import Curve
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate, around
 from overopt.analysis.laws.model_comparison import as_measured, excess_scatter
 from overopt.analysis.laws.resampling import RESAMPLES, prompt_deviations, resample
 
@@ -27,7 +27,6 @@ TOLERANCE = 0.01
 """Of win rate, given up for a policy nearer to the reference."""
 # At most so much weight for the fitted curve: it is never exact.
 _MOST_CURVE = 0.5
-_NORMAL = 1.959963984540054
 
 
 class Choice(NamedTuple):
@@ -80,8 +79,7 @@ def choose_checkpoint(
     if not allowed.any():
         return nothing
     best = int(np.where(allowed, rates, -math.inf).argmax())
-    half = _NORMAL * scale[best]
-    nothing = nothing._replace(best=best, gain=Estimate(float(gains[best]), *(gains[best] + np.array([-half, half]))))
+    nothing = nothing._replace(best=best, gain=around(float(gains[best]), float(scale[best])))
     if target is not None:
         nothing = nothing._replace(reaches_target=False)
     allowed &= gains > critical * scale
@@ -92,8 +90,8 @@ def choose_checkpoint(
         enough = allowed & (rates - _critical(moved.win_rate / np.maximum(own, 1e-12)) * own >= target)
     if enough.any():
         pick = int(np.where(enough, kl, math.inf).argmin())
-        luck = Estimate(float(rates[pick]), *(rates[pick] + _NORMAL * own[pick] * np.array([-1.0, 1.0])))
-        return nothing._replace(pick=pick, alike=np.flatnonzero(enough), expected=luck, reaches_target=True)
+        expected = around(float(rates[pick]), float(own[pick]))
+        return nothing._replace(pick=pick, alike=np.flatnonzero(enough), expected=expected, reaches_target=True)
 
     scatter = excess_scatter(curve, moved.win_rate, moved.reference)
     weight = np.maximum(scatter**2 / np.maximum(scatter**2 + own**2, 1e-12), 1 - _MOST_CURVE)
@@ -105,11 +103,8 @@ def choose_checkpoint(
     pick = int(picks[0])
     again = picks[1:]
     optimism = float(np.mean(others.win_rate[np.arange(len(again)), again] - rates[again]))
-    value = float(rates[pick]) - max(optimism, 0.0)
-    half = _NORMAL * float(own[pick])
-    return nothing._replace(
-        pick=pick, alike=np.flatnonzero(alike), expected=Estimate(value, value - half, value + half)
-    )
+    expected = around(float(rates[pick]) - max(optimism, 0.0), float(own[pick]))
+    return nothing._replace(pick=pick, alike=np.flatnonzero(alike), expected=expected)
 
 
 def _critical(deviations: Float[np.ndarray, "resample point"]) -> float:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from overopt.analysis.advice.predicted_peak import PredictedPeak
 from overopt.analysis.laws.curves import MINIMUM_BETAS, Curve
+from overopt.analysis.laws.intervals import NORMAL_QUANTILE
 
 # A run counts as ended after this share of the examples of the longest.
 _WHOLE = 0.95
@@ -20,7 +21,6 @@ _WHOLE = 0.95
 _FURTHEST = 3.0
 # Two betas nearer than this factor end at KLs that their scatter hardly tells apart.
 _NARROW = 1.5
-_NORMAL = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def propose_beta(
             )
     center = line.beta_at(math.log(aim))
     low, high = (math.log(x) for x in _aims(peak, aim, kl_budget))
-    spread = _NORMAL * line.scatter / -line.slope
+    spread = NORMAL_QUANTILE * line.scatter / -line.slope
     lowest = math.exp(line.beta_at(high) - spread)
     highest = math.exp(line.beta_at(low) + spread)
     known = np.log(betas)

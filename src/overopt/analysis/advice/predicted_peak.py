@@ -8,7 +8,8 @@ from jaxtyping import Float
 
 from overopt.analysis.laws.curves import Curve
 from overopt.analysis.laws.fit_tables import REACH, peak_places
-from overopt.analysis.laws.fitting import CONFIDENCE, Estimate, ManyFits
+from overopt.analysis.laws.fitting import ManyFits
+from overopt.analysis.laws.intervals import Estimate, percentiles
 from overopt.analysis.laws.laws import COMPARED
 from overopt.analysis.laws.model_comparison import CANDIDATES, as_measured, fit_all, least_error
 from overopt.analysis.laws.resampling import RESAMPLES, Resamples, resample
@@ -51,12 +52,12 @@ def predict_peak(curve: Curve, resamples: int = RESAMPLES) -> PredictedPeak:
     reach = REACH * float(curve.d.max())
     [law], [place], [height] = _tops(fit_all(as_measured(curve), "measured"), reach)
     chosen, places, heights = _tops(fit_all(resample(curve, resamples)["prompts and runs"], "measured"), reach)
-    low, high = _interval(places)
+    _, low, high = percentiles(float(place), places)
     return PredictedPeak(
         law=law,
         support=float(np.mean([name == law for name in chosen])),
         kl_nats=Estimate(float(place**2), low**2, high**2),
-        win_rate=Estimate(float(height), *_interval(heights[np.isfinite(heights)]))
+        win_rate=percentiles(float(height), heights[np.isfinite(heights)])
         if math.isfinite(height) and low > 0 and math.isfinite(high)
         else Estimate(float(height)),
         places=places,
@@ -78,12 +79,6 @@ def _tops(
         gains = np.einsum("fc,fc->f", law.basis(places[mine]), fits[name].coefficients[mine])
         heights[mine] = fits[name].r0[mine] + gains
     return chosen, places, heights
-
-
-def _interval(drawn: Float[np.ndarray, " draw"]) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
-    return float(low), float(high)
 
 
 def fitted_levels(drawn: Resamples) -> Float[np.ndarray, "resample point"]:

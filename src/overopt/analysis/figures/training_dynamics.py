@@ -22,6 +22,7 @@ from overopt.analysis.figures.style import (
     style_handles,
     title_panel,
 )
+from overopt.analysis.laws.curves import training_fractions
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def averages_along_training(runs: pd.DataFrame, errors: Mapping[str, str | None]
         errors: column -> column of its standard error, if it has one.
     """
     runs = runs.reset_index(drop=True)
-    fraction = runs["examples_seen"] / runs.groupby("run_id")["examples_seen"].transform("max")
+    fraction = training_fractions(runs)
     # A run of which only the reference was evaluated has no fraction, hence nothing to draw.
     fraction = fraction.dropna().sort_values()
     spacing = fraction.groupby(runs["run_id"]).diff().min()

@@ -28,7 +28,7 @@ from overopt.analysis.figures.style import (
     title_panel,
 )
 from overopt.analysis.laws.curves import AXES, POINT_SETS, final_checkpoints
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.laws.laws import COMPARED, LAWS, distance
 
 AXES_SE = {"kl": "kl_se", "forward_kl": "forward_kl_se"}

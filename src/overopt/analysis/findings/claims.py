@@ -16,9 +16,10 @@ from jaxtyping import Float
 from overopt.analysis.findings.rank_correlation import rank_correlations
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES, Curves, final_checkpoints, training_fractions
 from overopt.analysis.laws.fit_tables import fit_resamples, peak_places
-from overopt.analysis.laws.fitting import CONFIDENCE, Estimate
+from overopt.analysis.laws.intervals import LEVEL, TAILS, Estimate, around, t_quantile
 from overopt.analysis.laws.laws import LAWS
 from overopt.analysis.laws.resampling import RESAMPLES, resample
+from overopt.evaluation.win_rate import wilson_interval
 
 Verdict = Literal["holds", "does not", "undecided"]
 WIDE_KL_BETAS = 1 / 3  # the third of the betas that lets policies go furthest
@@ -27,7 +28,6 @@ ALIKE = 0.05  # win rate
 HALF, AS_GOOD = 0.7, (0.75, 1.33)
 STRONG_CORRELATION = 0.5
 NO_FALL = 0.02  # win rate
-_LEVEL = 1 - CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,16 @@ def _below(limit: float, estimate: Estimate) -> Verdict:
 
 def _mean(values: Sequence[float] | Float[np.ndarray, " value"]) -> Estimate:
     """Mean with Student's interval; without one for fewer than three values."""
-    from scipy.special import stdtrit
-
     finite = np.asarray(values, float)
     finite = finite[np.isfinite(finite)]
     if len(finite) < 3:
         return Estimate(float(finite.mean()) if len(finite) else math.nan)
-    half = float(stdtrit(len(finite) - 1, 1 - _LEVEL / 2)) * finite.std(ddof=1) / math.sqrt(len(finite))
-    return Estimate(float(finite.mean()), float(finite.mean() - half), float(finite.mean() + half))
+    error = float(finite.std(ddof=1)) / math.sqrt(len(finite))
+    return around(float(finite.mean()), error, t_quantile(len(finite) - 1))
 
 
 def _slope(x: Float[np.ndarray, " value"], y: Float[np.ndarray, " value"], groups: np.ndarray) -> Estimate:
     """Slope of y over x, within groups that have their own level, with Student's interval."""
-    from scipy.special import stdtrit
-
     kept = np.isfinite(x) & np.isfinite(y)
     table = pd.DataFrame({"x": x[kept], "y": y[kept], "group": groups[kept]})
     centred = table[["x", "y"]] - table.groupby("group")[["x", "y"]].transform("mean")
@@ -132,8 +128,7 @@ def _slope(x: Float[np.ndarray, " value"], y: Float[np.ndarray, " value"], group
         return Estimate(math.nan)
     slope = float((centred["x"] * centred["y"]).sum()) / squares
     residual = centred["y"] - slope * centred["x"]
-    half = float(stdtrit(freedom, 1 - _LEVEL / 2)) * math.sqrt(float((residual**2).sum()) / freedom / squares)
-    return Estimate(slope, slope - half, slope + half)
+    return around(slope, math.sqrt(float((residual**2).sum()) / freedom / squares), t_quantile(freedom))
 
 
 class _Falls(NamedTuple):
@@ -145,7 +140,7 @@ class _Falls(NamedTuple):
 
 
 _FALL_RULE = (
-    f"holds where some curve's fall is significant (p below {_LEVEL:.2f} after correction for the number of curves), "
+    f"holds where some curve's fall is significant (p below {LEVEL:.2f} after correction for the number of curves), "
     f"does not where no fall can be larger than {NO_FALL}"
 )
 
@@ -155,7 +150,7 @@ def _falls(falls: pd.DataFrame, missing: str) -> _Falls:
     if falls.empty:
         return _Falls(Estimate(math.nan), "undecided", missing)
     corrected = np.minimum(falls["p_value"] * len(falls), 1.0)
-    falling = int((corrected < _LEVEL).sum())
+    falling = int((corrected < LEVEL).sum())
     verdict: Verdict = "undecided"
     if falling:
         verdict = "holds"
@@ -259,7 +254,7 @@ def _smaller_fall_sooner(study: _Study) -> Claim:
         objectives.append(objective)
     if slopes:
         drawn = np.mean(slopes, axis=0)
-        low, middle, high = np.exp(np.quantile(drawn, [_LEVEL / 2, 0.5, 1 - _LEVEL / 2]))
+        low, middle, high = np.exp(np.quantile(drawn, [TAILS[0], 0.5, TAILS[1]]))
         estimate = Estimate(float(middle), float(low), float(high))
     else:
         estimate = Estimate(math.nan)
@@ -301,17 +296,11 @@ def _share(count: int, total: int) -> Estimate:
     """With Wilson's interval."""
     if total == 0:
         return Estimate(math.nan)
-    z = 1.959963984540054
-    share = count / total
-    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    half = z * math.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
-    return Estimate(share, middle - half, middle + half)
+    return Estimate(count / total, *wilson_interval(count / total, total))
 
 
 def _law_ratio(study: _Study, other: str) -> tuple[Estimate, int]:
     """Error of the log law over another's, all curves together; the interval by leaving curves out (jackknife)."""
-    from scipy.special import stdtrit
-
     if study.laws.empty:
         return Estimate(math.nan), 0
     laws = study.laws[study.laws["axis"] == "kl"]
@@ -326,7 +315,7 @@ def _law_ratio(study: _Study, other: str) -> tuple[Estimate, int]:
     rest = table.sum() - table
     left_out = np.log((rest["log_law"] / rest[other]).to_numpy(float)) / 2
     spread = math.sqrt((num - 1) / num * float(np.sum((left_out - left_out.mean()) ** 2)))
-    half = float(stdtrit(num - 1, 1 - _LEVEL / 2)) * spread
+    half = t_quantile(num - 1) * spread
     return Estimate(ratio, ratio * math.exp(-half), ratio * math.exp(half)), num
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from overopt.analysis.laws.curves import Curve
-from overopt.analysis.laws.fitting import CONFIDENCE, Estimate
+from overopt.analysis.laws.intervals import TAILS, Estimate
 from overopt.analysis.laws.model_comparison import excess_scatter
 from overopt.analysis.laws.resampling import prompt_deviations
 
@@ -73,9 +73,7 @@ def fall_test(curve: Curve, draws: int = DRAWS, seed: int = 0) -> FallTest:
     noise = moved.win_rate[:, kept] + scatter * generator.standard_normal((draws, len(kept)))
 
     rows, places = [], []
-    for furthest in sorted({_SMALLEST_WINDOW, math.ceil(len(kept) / 10), window}):
-        if furthest < _SMALLEST_WINDOW:
-            continue
+    for furthest in sorted({_SMALLEST_WINDOW, max(_SMALLEST_WINDOW, math.ceil(len(kept) / 10)), window}):
         for start in range(len(kept) - window - furthest + 1):
             contrast = np.zeros(len(kept))
             contrast[start : start + window] = 1 / window
@@ -88,8 +86,7 @@ def fall_test(curve: Curve, draws: int = DRAWS, seed: int = 0) -> FallTest:
     differences = contrasts @ curve.win_rate[kept]
     best = int((differences / errors).argmax())
     beyond = (moved_contrasts / errors).max(axis=1) >= differences[best] / errors[best]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = differences[best] - np.quantile(moved_contrasts[:, best], [1 - tail, tail])
+    low, high = differences[best] - np.quantile(moved_contrasts[:, best], TAILS[::-1])
     d, (start, furthest) = curve.d[kept], places[best]
     return FallTest(
         curve=curve,

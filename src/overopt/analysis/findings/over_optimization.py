@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 
 from overopt.analysis.laws.curves import group_name, require_columns, training_fractions
-from overopt.analysis.laws.fitting import CONFIDENCE, Estimate
+from overopt.analysis.laws.intervals import LEVEL, Estimate, around
 
-NORMAL_QUANTILE = 1.959963984540054
 Verdict = Literal["over-optimized", "undecided", "not reached"]
 
 
@@ -78,7 +77,7 @@ class OverOptimization:
         """Whether the fall is real: the test rejects a curve that never falls."""
         if self.peak == self.furthest:
             return "not reached"
-        return "over-optimized" if self.p_value < 1 - CONFIDENCE else "undecided"
+        return "over-optimized" if self.p_value < LEVEL else "undecided"
 
     @property
     def statement(self) -> str:
@@ -179,8 +178,7 @@ def over_optimization(points: pd.DataFrame, fits: pd.DataFrame, falls: pd.DataFr
 
 
 def _difference(value: float, se: float, other: float, other_se: float) -> Estimate:
-    half = NORMAL_QUANTILE * math.hypot(se, other_se)
-    return Estimate(value - other, value - other - half, value - other + half)
+    return around(value - other, math.hypot(se, other_se))
 
 
 def checkpoint_cells(group: pd.DataFrame) -> list[Cell]:

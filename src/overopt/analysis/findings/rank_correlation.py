@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from overopt.analysis.laws.curves import require_columns
-from overopt.analysis.laws.fitting import CONFIDENCE, Estimate
+from overopt.analysis.laws.intervals import TAILS, Estimate
 
 METRICS = ("implicit_reward_accuracy", "loss")
 POOLED = "pooled"
@@ -83,8 +83,7 @@ def spearman(
     generator = np.random.default_rng(0)
     times_drawn = generator.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=resamples)
     drawn = weighted_spearman(x, y, times_drawn[:, runs].astype(float))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
+    low, high = np.nanquantile(drawn, TAILS)
     return Estimate(value, float(low), float(high))
 
 

@@ -12,15 +12,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from overopt.analysis.laws.curves import Curve, Curves, R0Setting, curves_of
-from overopt.analysis.laws.fitting import (
-    CONFIDENCE,
-    Estimate,
-    LawFit,
-    ManyFits,
-    fit_law,
-    fit_many,
-    leave_one_beta_out_rmse,
-)
+from overopt.analysis.laws.fitting import LawFit, ManyFits, fit_law, fit_many, leave_one_beta_out_rmse
+from overopt.analysis.laws.intervals import Estimate, percentiles
 from overopt.analysis.laws.laws import LAWS, Law
 from overopt.analysis.laws.orthogonal import fit_orthogonal
 from overopt.analysis.laws.resampling import RESAMPLES, Resamples, Source, resample
@@ -119,8 +112,7 @@ def fit_one(curve: Curve, law: Law, r0: R0Setting = "measured") -> LawFit:
 
 def fit_resamples(law: Law, drawn: Resamples, r0: R0Setting = "measured") -> ManyFits:
     """One law on all resamples of a curve."""
-    start = {"measured": drawn.reference, "fitted": None, "zero": np.zeros(len(drawn.reference))}[r0]
-    return fit_many(law, drawn.d, drawn.win_rate, drawn.weights, start)
+    return fit_many(law, drawn.d, drawn.win_rate, drawn.weights, drawn.r0(r0))
 
 
 def _fit_rows(
@@ -178,18 +170,16 @@ def resampled_estimates(
     """
     fitted = np.isfinite(many.coefficients).all(axis=1)
     coefficients, r0 = many.coefficients[fitted], many.r0[fitted]
-    estimates = {
-        name: _percentiles(values[name], coefficients[:, place]) for place, name in enumerate(law.coefficients)
-    }
+    estimates = {name: percentiles(values[name], coefficients[:, place]) for place, name in enumerate(law.coefficients)}
     places = peak_places(law, coefficients)
     places[places > reach] = math.inf
-    estimates["d_star"] = Estimate(math.nan) if math.isnan(values["d_star"]) else _percentiles(values["d_star"], places)
+    estimates["d_star"] = Estimate(math.nan) if math.isnan(values["d_star"]) else percentiles(values["d_star"], places)
     estimates["peak"] = Estimate(values["peak"])
     low, high = estimates["d_star"].low, estimates["d_star"].high
     if math.isfinite(values["peak"]) and low > 0 and math.isfinite(high):
         humps = (places > 0) & np.isfinite(places)
         gains = np.einsum("fc,fc->f", law.basis(np.where(humps, places, 1.0)), coefficients)
-        estimates["peak"] = _percentiles(values["peak"], (r0 + gains)[humps])
+        estimates["peak"] = percentiles(values["peak"], (r0 + gains)[humps])
     return estimates
 
 
@@ -199,15 +189,6 @@ def peak_places(law: Law, coefficients: Float[np.ndarray, "fit 2"]) -> Float[np.
     ratios = np.divide(rise, bend, out=np.where(rise > 0, np.inf, -np.inf), where=bend > 0)
     places: Float[np.ndarray, " fit"] = law.peak_at(ratios)
     return places
-
-
-def _percentiles(value: float, drawn: Float[np.ndarray, " draw"]) -> Estimate:
-    if not len(drawn):
-        return Estimate(value)
-    # Without interpolation: between a number and infinity there is no mean.
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")
-    return Estimate(value, float(low), float(high))
 
 
 def _columns() -> list[str]:

@@ -15,19 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from overopt.analysis.laws.intervals import Estimate, around, t_quantile
 from overopt.analysis.laws.laws import COMPARED, Law, saturating
 
-CONFIDENCE = 0.95
 # Of a scaled normal matrix: below it a coefficient is left open.
 _SINGULAR = 1e-12
-
-
-class Estimate(NamedTuple):
-    """A value with its 95% interval; NaN where there is none, infinity where a side is open."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -69,8 +61,7 @@ class LawFit:
         }
 
     def _interval(self, value: float, gradient: Float[np.ndarray, " 3"]) -> Estimate:
-        half = _t_quantile(self.degrees_of_freedom) * math.sqrt(gradient @ self.covariance @ gradient)
-        return Estimate(value, value - half, value + half)
+        return around(value, math.sqrt(gradient @ self.covariance @ gradient), t_quantile(self.degrees_of_freedom))
 
     def d_star(self) -> Estimate:
         """Where the curve peaks [sqrt(nats)], by Fieller's exact interval for a ratio.
@@ -80,7 +71,7 @@ class LawFit:
 
         Source: Fieller 1954, "Some problems in interval estimation".
         """
-        return self._place(_t_quantile(self.degrees_of_freedom))
+        return self._place(t_quantile(self.degrees_of_freedom))
 
     def peak(self) -> Estimate:
         """Height of the curve's hump [win rate], by the delta method.
@@ -105,9 +96,8 @@ class LawFit:
         quantile = math.sqrt(self.degrees_of_freedom * math.expm1(_CHI_SQUARED / points))
         intervals = {}
         for column, name in enumerate(self.law.coefficients, start=1):
-            value = float(self.coefficients[column - 1])
-            half = quantile * math.sqrt(self.covariance[column, column])
-            intervals[name] = Estimate(value, value - half, value + half)
+            error = math.sqrt(self.covariance[column, column])
+            intervals[name] = around(float(self.coefficients[column - 1]), error, quantile)
         intervals["d_star"] = place = self._place(quantile)
         height = self.r0 + self.law.peak_gain(self.coefficients)
         intervals["peak"] = Estimate(height)
@@ -154,12 +144,6 @@ class LawFit:
 
 
 _CHI_SQUARED = 3.841458820694124  # 95%, one degree of freedom
-
-
-def _t_quantile(degrees_of_freedom: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(degrees_of_freedom, (1 + CONFIDENCE) / 2))
 
 
 def fieller_interval(
@@ -236,9 +220,8 @@ def fit_law(
     inverse_r = np.linalg.inv(np.linalg.qr(weighted / scale, mode="r")) / scale[:, None]
     covariance = inverse_r @ inverse_r.T * weighted_squares / freedom
 
-    log_likelihood = _gaussian_log_likelihood(weighted_squares, weights)
-    fitted = num_columns + 1  # the scatter too
-    correction = 2 * fitted * (fitted + 1) / (num_points - fitted - 1) if num_points > fitted + 1 else math.nan
+    log_likelihood = gaussian_log_likelihood(weighted_squares, weights)
+    aicc, bic = information_criteria(log_likelihood, num_columns, num_points)
     with_r0 = np.zeros((3, 3))
     with_r0[-num_columns:, -num_columns:] = covariance
     return LawFit(
@@ -249,18 +232,31 @@ def fit_law(
         degrees_of_freedom=freedom,
         rmse=float(np.sqrt(np.mean(residuals**2))),
         log_likelihood=log_likelihood,
-        aicc=2 * fitted - 2 * log_likelihood + correction,
-        bic=fitted * math.log(num_points) - 2 * log_likelihood,
+        aicc=aicc,
+        bic=bic,
     )
 
 
-def _gaussian_log_likelihood(weighted_squares: float, weights: Float[np.ndarray, " point"]) -> float:
+def gaussian_log_likelihood(weighted_squares: float, weights: Float[np.ndarray, " point"]) -> float:
+    """At the scatter that fits best; infinity where points are met exactly.
+
+    Args:
+        weighted_squares: residual sum of squares.
+        weights: of the points, with mean 1.
+    """
     num_points = len(weights)
     variance = weighted_squares / num_points
     if variance == 0:
         return math.inf
     constant = num_points * (math.log(2 * math.pi * variance) + 1)
     return float(np.log(weights).sum() - constant) / 2
+
+
+def information_criteria(log_likelihood: float, num_coefficients: int, num_points: int) -> tuple[float, float]:
+    """AICc and BIC, the scatter counted as a parameter; AICc is NaN where its correction does not exist."""
+    fitted = num_coefficients + 1
+    correction = 2 * fitted * (fitted + 1) / (num_points - fitted - 1) if num_points > fitted + 1 else math.nan
+    return 2 * fitted - 2 * log_likelihood + correction, fitted * math.log(num_points) - 2 * log_likelihood
 
 
 def leave_one_beta_out_rmse(

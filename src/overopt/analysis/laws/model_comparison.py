@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from overopt.analysis.laws.curves import Curve, R0Setting
-from overopt.analysis.laws.fitting import FITTERS, ManyFits, fit_many
+from overopt.analysis.laws.fitting import FITTERS, ManyFits, fit_many, gaussian_log_likelihood, information_criteria
 from overopt.analysis.laws.laws import COMPARED, Law, SaturatingLaw, saturating
 from overopt.analysis.laws.resampling import RESAMPLES, Resamples, resample
 
@@ -52,18 +52,17 @@ def compare_laws(curves: Sequence[Curve], r0: R0Setting = "measured", resamples:
         rates = selection_rates(curve, r0, resamples)
         best = least_error({name: np.array([rss]) for name, rss in squares.measured.items()})[0]
         wins = pd.Series(least_error(squares.resampled)).value_counts(normalize=True)
-        num, fitted = len(curve.d), 3 + (r0 == "fitted")
+        num = len(curve.d)
         for name, rss in squares.measured.items():
-            log_likelihood = -num / 2 * (math.log(2 * math.pi * max(rss, 1e-300) / num) + 1)
-            correction = 2 * fitted * (fitted + 1) / (num - fitted - 1) if num > fitted + 1 else math.nan
+            aicc, bic = information_criteria(gaussian_log_likelihood(rss, curve.weights), 2 + (r0 == "fitted"), num)
             laws.append(
                 {
                     **keys,
                     "law": name,
                     "num_points": num,
                     "rmse": math.sqrt(rss / num),
-                    "aicc": 2 * fitted - 2 * log_likelihood + correction,
-                    "bic": fitted * math.log(num) - 2 * log_likelihood,
+                    "aicc": aicc,
+                    "bic": bic,
                     "best_share": float(wins.get(name, 0.0)),
                     "chosen": name == best,
                     "chosen_if_true": rates.loc[name, name],
@@ -95,8 +94,7 @@ def _squares(curve: Curve, r0: R0Setting, resamples: int) -> ManySquares:
 
 def fit_all(drawn: Resamples, r0: R0Setting) -> dict[str, ManyFits]:
     """Every compared law on every resample."""
-    start = {"measured": drawn.reference, "fitted": None, "zero": np.zeros(len(drawn.reference))}[r0]
-    return {name: fit(drawn.d, drawn.win_rate, drawn.weights, start) for name, fit in FITTERS.items()}
+    return {name: fit(drawn.d, drawn.win_rate, drawn.weights, drawn.r0(r0)) for name, fit in FITTERS.items()}
 
 
 def as_measured(curve: Curve) -> Resamples:

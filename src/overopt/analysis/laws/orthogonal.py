@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from overopt.analysis.laws.curves import Curve, R0Setting
-from overopt.analysis.laws.fitting import Estimate, fit_law
+from overopt.analysis.laws.fitting import fit_law
+from overopt.analysis.laws.intervals import Estimate, around
 from overopt.analysis.laws.laws import Law
-
-NORMAL_QUANTILE = 1.959963984540054
 
 
 def distance_se(curve: Curve) -> Float[np.ndarray, " point"]:
@@ -53,8 +52,7 @@ def fit_orthogonal(law: Law, curve: Curve, r0: R0Setting = "measured") -> dict[s
     coefficients, sd = found.beta[-2:], found.sd_beta[-2:]
     base = float(found.beta[0]) if held is None else held
     estimates = {
-        name: Estimate(float(b), float(b - NORMAL_QUANTILE * s), float(b + NORMAL_QUANTILE * s))
-        for name, b, s in zip(law.coefficients, coefficients, sd, strict=True)
+        name: around(float(b), float(s)) for name, b, s in zip(law.coefficients, coefficients, sd, strict=True)
     }
     estimates["d_star"] = Estimate(law.d_star(coefficients), math.nan, math.nan)
     estimates["peak"] = Estimate(base + law.peak_gain(coefficients), math.nan, math.nan)

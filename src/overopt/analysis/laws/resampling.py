@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Float
 
-from overopt.analysis.laws.curves import Curve
+from overopt.analysis.laws.curves import Curve, R0Setting
 from overopt.analysis.laws.laws import distance
 
 Source = Literal["prompts", "runs", "prompts and runs"]
@@ -52,6 +52,10 @@ class Resamples:
     win_rate: Float[np.ndarray, "resample point"]
     reference: Float[np.ndarray, " resample"]
     weights: Float[np.ndarray, "resample point"]
+
+    def r0(self, setting: R0Setting) -> Float[np.ndarray, " resample"] | None:
+        """The value at d = 0 to hold fixed; ``None`` is to be fitted."""
+        return {"measured": self.reference, "fitted": None, "zero": np.zeros(len(self.reference))}[setting]
 
 
 def prompt_deviations(curve: Curve, num: int = RESAMPLES, seed: int = 0) -> Deviations:

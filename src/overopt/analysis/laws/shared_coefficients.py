@@ -9,11 +9,10 @@ from jaxtyping import Float
 
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES, Curve, R0Setting
 from overopt.analysis.laws.fit_tables import fit_one, fit_resamples
-from overopt.analysis.laws.fitting import CONFIDENCE
+from overopt.analysis.laws.fitting import gaussian_log_likelihood, information_criteria
+from overopt.analysis.laws.intervals import LEVEL, TAILS
 from overopt.analysis.laws.laws import COMPARED, Law
 from overopt.analysis.laws.resampling import RESAMPLES, resample
-
-_LEVEL = 1 - CONFIDENCE
 
 
 def shared_fits(curves: Sequence[Curve], resamples: int = RESAMPLES) -> pd.DataFrame:
@@ -44,7 +43,7 @@ def shared_fits(curves: Sequence[Curve], resamples: int = RESAMPLES) -> pd.DataF
                 p_value = _p_equal(own[:, columns], others[:, :, columns])
                 fit = _fit_together(law, group, shared)
                 fits.append({"scope": scope, "law": law.name, "shared": name, **fit, "p_value": p_value})
-                if p_value >= _LEVEL:
+                if p_value >= LEVEL:
                     likely.append((fit["num_coefficients"], fit["rmse"], name))
             preferred = min(likely)[-1]
             rows += [{**fit, "preferred": fit["shared"] == preferred} for fit in fits]
@@ -94,16 +93,15 @@ def _fit_together(law: Law, curves: Sequence[Curve], shared: tuple[bool, bool]) 
     scale[scale == 0] = 1.0
     solution = np.linalg.lstsq(design / scale, gain * root_weights, rcond=1e-10)[0]
     rss = float(np.sum((gain * root_weights - design / scale @ solution) ** 2))
-    num, fitted = len(gain), design.shape[1] + 1  # the scatter too
-    minus_twice = num * (math.log(2 * math.pi * max(rss, 1e-300) / num) + 1)
-    correction = 2 * fitted * (fitted + 1) / (num - fitted - 1) if num > fitted + 1 else math.inf
+    num = len(gain)
+    aicc, bic = information_criteria(gaussian_log_likelihood(rss, root_weights**2), design.shape[1], num)
     return {
         "num_curves": len(curves),
         "num_points": num,
         "num_coefficients": design.shape[1],
         "rmse": math.sqrt(rss / num),
-        "aicc": minus_twice + 2 * fitted + correction,
-        "bic": minus_twice + fitted * math.log(num),
+        "aicc": aicc,
+        "bic": bic,
     }
 
 
@@ -136,8 +134,7 @@ def size_trends(
             measured = np.array([fit_one(curve, law, r0).coefficients for curve in sized])
             resampled = np.array([fit_resamples(law, one, r0).coefficients for one in drawn])
             slopes = np.einsum("m,mrc->rc", to_slope, resampled)
-            tail = (1 - CONFIDENCE) / 2
-            low, high = np.nanquantile(slopes, [tail, 1 - tail], axis=0)
+            low, high = np.nanquantile(slopes, TAILS, axis=0)
             rows += [
                 {
                     "objective": objective,

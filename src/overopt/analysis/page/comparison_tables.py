@@ -8,7 +8,7 @@ import pandas as pd
 from overopt.analysis.advice.advice_text import AdviceSection
 from overopt.analysis.findings.claims import Claim
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.laws.laws import COMPARED, saturating
 from overopt.analysis.page.number_text import fixed, number_text
 from overopt.analysis.page.page_content import Column, PageTable, TableCell, interval_cell, number_cell

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate
 
 MISSING = "-"
 

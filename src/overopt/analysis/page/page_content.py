@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.page.number_text import interval_text, number_text, spread_text
 
 

@@ -1,15 +1,14 @@
 """The tables of the report's page."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from overopt.analysis.findings.over_optimization import NORMAL_QUANTILE, OverOptimization
-from overopt.analysis.laws.curves import OBJECTIVE_NAMES
-from overopt.analysis.laws.fitting import Estimate
+from overopt.analysis.findings.over_optimization import OverOptimization
+from overopt.analysis.laws.curves import OBJECTIVE_NAMES, training_fractions
+from overopt.analysis.laws.intervals import NORMAL_QUANTILE, Estimate
 from overopt.analysis.laws.laws import LAWS
 from overopt.analysis.page.number_text import MISSING, distance_text, fixed, interval_text, number_text, squared
 from overopt.analysis.page.page_content import Column, PageTable, TableCell, interval_cell, number_cell, spread_cell
@@ -136,7 +135,7 @@ def checkpoint_table(points: pd.DataFrame, runs: RunPages) -> PageTable:
         Column("Response", "tokens", numeric=True),
         Column("Unfinished", "share", numeric=True),
     )
-    shares = training_shares(points)
+    shares = training_fractions(points)
     rows = [
         (
             TableCell(runs.name(str(point["run_id"])), url=runs.urls.get(str(point["run_id"]), "")),
@@ -181,7 +180,7 @@ def dot_facts(points: pd.DataFrame, runs: RunPages) -> dict[str, dict[str, objec
     """
     by_run: dict[str, object] = {}
     by_checkpoint: dict[str, object] = {}
-    for point, share in zip(table_rows(points), training_shares(points), strict=True):
+    for point, share in zip(table_rows(points), training_fractions(points), strict=True):
         run_id = str(point["run_id"])
         objective, model = (cell.text for cell in curve_cells(point["objective"], point["model"]))
         by_run[run_id] = {
@@ -200,12 +199,6 @@ def dot_facts(points: pd.DataFrame, runs: RunPages) -> dict[str, dict[str, objec
             ("KL ± 95% [nats]", _measured(point, "kl_nats", "kl_se", 2).text),
         ]
     return {"runs": by_run, "checkpoints": by_checkpoint}
-
-
-def training_shares(points: pd.DataFrame) -> list[float]:
-    """How far each row is in its run's training, 0 to 1; NaN where only the reference was evaluated."""
-    ends = points.groupby("run_id")["examples_seen"].transform("max")
-    return [seen / end if end else math.nan for seen, end in zip(points["examples_seen"], ends, strict=True)]
 
 
 def table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from overopt.analysis.findings.claims import Claim
-from overopt.analysis.findings.over_optimization import NORMAL_QUANTILE, OverOptimization
+from overopt.analysis.findings.over_optimization import OverOptimization
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES
-from overopt.analysis.laws.fitting import CONFIDENCE
+from overopt.analysis.laws.intervals import CONFIDENCE, NORMAL_QUANTILE
 from overopt.analysis.laws.laws import LAWS, saturating
 from overopt.analysis.laws.model_comparison import Comparison
 from overopt.analysis.page.tables import VERDICT_WORDS, RunPages
