@@ -1,0 +1,1 @@
+"""The theory as commands: compute, keep as tables, draw, track."""
