@@ -41,6 +41,7 @@ def quiet_lightning() -> None:
         ".*LeafSpec.*is deprecated.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*smaller than the logging interval.*",
+        ".*have no `val_dataloader`.*",
         ".*args parameter is intended to run from within Python.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,5 +1,6 @@
 """Direct alignment: a preference objective on the policy's own log-ratios (Eq. 4)."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -42,8 +43,13 @@ class PairScores(NamedTuple):
     length_margin: Int[Tensor, " pair"]
 
 
-def score_pairs(policy: Policy, batch: PreferenceBatch) -> PairScores:
-    """Log-ratios of a batch's pairs, summed over response tokens (never a mean)."""
+def score_pairs(policy: Callable[[PackedTokens], Float[Tensor, " target"]], batch: PreferenceBatch) -> PairScores:
+    """Log-ratios of a batch's pairs, summed over response tokens (never a mean).
+
+    Args:
+        policy: tokens -> log-probability of each response token [nats].
+        batch: pairs with their reference log-probabilities.
+    """
     log_probs = batch.tokens.sums(policy(batch.tokens)).view(-1, 2)
     chosen, rejected = (log_probs - batch.reference_log_probs).unbind(dim=1)
     chosen_length, rejected_length = batch.tokens.lengths().view(-1, 2).unbind(dim=1)
@@ -121,7 +127,7 @@ class DirectAlignmentModule(StepModule):
         self.forward_kl = ForwardKL()
 
     def configure_model(self) -> None:
-        """Open the reference, let it score all pairs, then train on from its weights."""
+        """Open the reference, let it score all pairs, then train on from its weights; a policy that is set stays."""
         if hasattr(self, "policy"):
             return
         self.policy = load_policy(self.reference, self.compute)

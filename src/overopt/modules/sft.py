@@ -47,7 +47,7 @@ class SFTModule(StepModule):
         self.nll_per_token = MeanMetric()
 
     def configure_model(self) -> None:
-        """Make or open the policy; Lightning calls this before every entry point."""
+        """Make or open the policy, unless one is set; Lightning calls this before every entry point."""
         if hasattr(self, "policy"):
             return
         if self.start is not None:
