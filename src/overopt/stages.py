@@ -402,6 +402,72 @@ def plan(
     )
 
 
+def tree_mdp(
+    branching: int = 3,
+    depth: int = 3,
+    demonstrations: list[str] | None = None,
+    preferences: list[str] | None = None,
+    objectives: list[str] = ["dpo", "ipo", "slic"],  # noqa: B006
+    betas: list[float] = [0.01, 0.1, 0.5],  # noqa: B006
+    seeds: int = 50,
+    cell: Literal["rnn", "gru", "lstm"] = "rnn",
+    width: int = 64,
+    observes: Literal["actions", "states"] = "actions",
+    init_scale: float = 1.0,
+    optimizer: Literal["adamw", "rmsprop"] = "adamw",
+    learning_rate: float = 1e-3,
+    sft_steps: int = 200,
+    steps: int = 500,
+    vary: list[str] = [],  # noqa: B006
+    vary_seeds: int = 20,
+    out: Path = Path("outputs/tree-mdp"),
+    tracking_uri: str | None = None,
+) -> None:
+    """Where the probability goes on the tree MDP (App. E, Figs. 7 and 9 to 18), over many seeds.
+
+    A recurrent policy is fine-tuned on demonstrations, then aligned to preferences, by the modules that train language
+    models; the probability of every trajectory is known at every step. The paper gives neither the network's width nor
+    how it is trained: those are options, and --vary shows what depends on them.
+
+    Args:
+        branching: actions at every state.
+        depth: actions of a trajectory.
+        demonstrations: trajectories, such as 'a0 a0 a0' or 's1 a0 s2 a0 s5 a0'; the paper's three by default.
+        preferences: such as 'a1 a1 a0 > a0 a0 a0'; the paper's one by default.
+        objectives: as in fit.
+        betas: prices of divergence, for each objective.
+        seeds: so many policies, that differ in their initial weights.
+        cell: of the policy.
+        width: its hidden units.
+        observes: what it reads at each step: the action taken before, or the number of the state.
+        init_scale: factor on PyTorch's initial weights.
+        optimizer: of SFT and alignment.
+        learning_rate: of both.
+        sft_steps: optimiser steps on all demonstrations.
+        steps: optimiser steps on all preferences.
+        vary: width, preferences (their number), sft_steps, learning_rate, optimizer, cell, observes, init_scale: try
+            other values of each, one at a time; some 1 to 3 minutes each.
+        vary_seeds: seeds of those.
+        out: folder for tables and figures.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.modules.optimizers import OptimizerSettings
+    from overopt.theory.recurrent_policies import RecurrentArchitecture
+    from overopt.theory.tree_mdp import TreeMDP, tree_data
+    from overopt.theory.tree_training import TreeTraining
+    from overopt.theory_stages.tree_mdp import TreeStudy, run_tree_mdp
+
+    training = TreeTraining(
+        RecurrentArchitecture(cell, width, observes, init_scale),
+        sft_steps,
+        steps,
+        OptimizerSettings(optimizer, learning_rate, warmup_steps=0),
+    )
+    data = tree_data(TreeMDP(branching, depth), demonstrations, preferences)
+    study = TreeStudy(data, training, tuple(objectives), tuple(betas), seeds)
+    run_tree_mdp(study, vary, vary_seeds, out, tracking_uri)
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data-report": data_report,
@@ -413,6 +479,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "advise": advise,
     "export": export,
     "plan": plan,
+    "tree-mdp": tree_mdp,
 }
 #: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
 FIT_OPTIONS = "fit_options"

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from overopt.analysis.advice.advice_text import AdviceSection, advice_section
-from overopt.analysis.findings.claims import Claim, paper_claims
+from overopt.analysis.findings.claim import Claim
+from overopt.analysis.findings.claims import paper_claims
 from overopt.analysis.findings.falls import fall_tests
 from overopt.analysis.findings.over_optimization import OverOptimization, over_optimization
 from overopt.analysis.findings.rank_correlation import rank_correlations

@@ -183,6 +183,37 @@ class TreeData:
         return classes
 
 
+def with_more_preferences(data: TreeData, number: int, *, seed: int) -> TreeData:
+    """The same data with random preferences beside their own, all of which one reward explains.
+
+    Each trajectory gets a reward from a standard normal distribution, those in the data's own preferences so that these
+    hold; distinct pairs are drawn without replacement, and the higher reward is chosen.
+
+    Args:
+        data: whose preferences come first.
+        number: of all preferences.
+        seed: of rewards and pairs.
+
+    Raises:
+        ValueError: fewer than the data's own, or more than there are pairs.
+    """
+    own = data.preferences
+    most = data.tree.num_trajectories * (data.tree.num_trajectories - 1) // 2
+    if not len(own) <= number <= most:
+        raise ValueError(f"the tree has {most} pairs, of which the data compare {len(own)}: can't have {number}")
+    draws = np.random.default_rng(seed)
+    rewards = draws.normal(size=data.tree.num_trajectories)
+    for preference in own:
+        if rewards[preference.chosen] < rewards[preference.rejected]:
+            swapped = [preference.chosen, preference.rejected]
+            rewards[swapped] = rewards[swapped[::-1]]
+    known = {frozenset((p.chosen, p.rejected)) for p in own}
+    pairs = [p for p in itertools.combinations(range(data.tree.num_trajectories), 2) if frozenset(p) not in known]
+    drawn = [pairs[place] for place in draws.permutation(len(pairs))[: number - len(own)]]
+    more = [TreePreference(*sorted(pair, key=lambda trajectory: -rewards[trajectory])) for pair in drawn]
+    return TreeData(data.tree, data.demonstrations, (*own, *more))
+
+
 def _actions_alone(tree: TreeMDP, trajectory: int) -> str:
     return " ".join(f"a{action}" for action in tree.actions[trajectory])
 
@@ -191,6 +222,25 @@ PAPER_DEMONSTRATIONS = ("s1 a0 s2 a0 s5 a0", "s1 a1 s3 a1 s9 a0", "s1 a2 s4 a2 s
 PAPER_PREFERENCES = ("s1 a1 s3 a1 s9 a0 > s1 a0 s2 a0 s5 a0",)
 
 
+def tree_data(tree: TreeMDP, demonstrations: Sequence[str] | None, preferences: Sequence[str] | None) -> TreeData:
+    """Data from text, App. E.1's where it is left out.
+
+    Raises:
+        ValueError: what :meth:`TreeData.parse` refuses, or something is left out on another tree than the paper's.
+    """
+    if tree != TreeMDP() and (demonstrations is None or preferences is None):
+        raise ValueError(
+            f"the paper's demonstrations and preference are for branching 3 and depth 3; for {tree.branching} and "
+            f"{tree.depth} name them, such as --demonstrations {_actions_alone(tree, 0)!r} --preferences "
+            f"'{_actions_alone(tree, tree.num_trajectories - 1)} > {_actions_alone(tree, 0)}'"
+        )
+    return TreeData.parse(
+        tree,
+        PAPER_DEMONSTRATIONS if demonstrations is None else demonstrations,
+        PAPER_PREFERENCES if preferences is None else preferences,
+    )
+
+
 def paper_data() -> TreeData:
     """The three demonstrations and the one preference of App. E.1."""
-    return TreeData.parse(TreeMDP(), PAPER_DEMONSTRATIONS, PAPER_PREFERENCES)
+    return tree_data(TreeMDP(), None, None)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from overopt.analysis.findings.claims import Claim, paper_claims
+from overopt.analysis.findings.claim import Claim
+from overopt.analysis.findings.claims import paper_claims
 from overopt.analysis.findings.falls import fall_tests
 from overopt.analysis.laws.curves import curves_of
 from overopt.analysis.laws.model_comparison import compare_laws

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -212,6 +213,17 @@ def rendered(figure: Figure, file_format: str) -> bytes:
     undated: dict[str, None] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[file_format]
     figure.savefig(buffer, format=file_format, dpi=160, metadata=undated)
     return buffer.getvalue()
+
+
+def write_figures(folder: Path, figures: Iterable[tuple[str, Figure]]) -> list[Path]:
+    """Write each figure as ``STEM.svg`` and ``STEM.png``; to be called inside :func:`drawing`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for stem, figure in figures:
+        for file_format in ("svg", "png"):
+            paths.append(folder / f"{stem}.{file_format}")
+            paths[-1].write_bytes(rendered(figure, file_format))
+    return paths
 
 
 def nats_ticks(largest: float) -> list[float]:

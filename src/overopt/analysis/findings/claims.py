@@ -5,52 +5,35 @@ lacks what a claim is about, its verdict is undecided, and says what is missing.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from overopt.analysis.findings.claim import (
+    Claim,
+    Verdict,
+    above,
+    below,
+    by_interval,
+    mean_estimate,
+    share_estimate,
+)
 from overopt.analysis.findings.rank_correlation import rank_correlations
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES, Curves, final_checkpoints, training_fractions
 from overopt.analysis.laws.fit_tables import fit_resamples, peak_places
 from overopt.analysis.laws.intervals import LEVEL, TAILS, Estimate, around, t_quantile
 from overopt.analysis.laws.laws import LAWS
 from overopt.analysis.laws.resampling import RESAMPLES, resample
-from overopt.evaluation.win_rate import wilson_interval
 
-Verdict = Literal["holds", "does not", "undecided"]
 WIDE_KL_BETAS = 1 / 3  # the third of the betas that lets policies go furthest
 FIRST_QUARTER = 0.25
 ALIKE = 0.05  # win rate
 HALF, AS_GOOD = 0.7, (0.75, 1.33)
 STRONG_CORRELATION = 0.5
 NO_FALL = 0.02  # win rate
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of the paper.
-
-    Attributes:
-        source: where the paper makes it.
-        text: what it says.
-        measure: what was estimated here, and its unit.
-        estimate: with a 95% interval; NaN where the grid has nothing to say.
-        rule: when the claim holds, and when it does not.
-        verdict: by that rule.
-        basis: how much stands behind it, or what is missing.
-    """
-
-    source: str
-    text: str
-    measure: str
-    estimate: Estimate
-    rule: str
-    verdict: Verdict
-    basis: str
 
 
 _NO_FALLS = pd.DataFrame({"objective": pd.Series(dtype=str)})
@@ -87,34 +70,6 @@ def paper_claims(points: pd.DataFrame, curves: Curves, falls: pd.DataFrame, laws
     study = _Study(points, curves, falls, laws)
     humps = [_hump(study, objective) for objective in sorted(points["objective"].astype(str).unique())]
     return [*humps, *(claim(study) for claim in _CLAIMS)]
-
-
-def _by_interval(
-    estimate: Estimate, holds: Callable[[float, float], bool], fails: Callable[[float, float], bool]
-) -> Verdict:
-    if math.isnan(estimate.low) or math.isnan(estimate.high):
-        return "undecided"
-    if holds(estimate.low, estimate.high):
-        return "holds"
-    return "does not" if fails(estimate.low, estimate.high) else "undecided"
-
-
-def _above(limit: float, estimate: Estimate) -> Verdict:
-    return _by_interval(estimate, lambda low, _: low > limit, lambda _, high: high < limit)
-
-
-def _below(limit: float, estimate: Estimate) -> Verdict:
-    return _by_interval(estimate, lambda _, high: high < limit, lambda low, _: low > limit)
-
-
-def _mean(values: Sequence[float] | Float[np.ndarray, " value"]) -> Estimate:
-    """Mean with Student's interval; without one for fewer than three values."""
-    finite = np.asarray(values, float)
-    finite = finite[np.isfinite(finite)]
-    if len(finite) < 3:
-        return Estimate(float(finite.mean()) if len(finite) else math.nan)
-    error = float(finite.std(ddof=1)) / math.sqrt(len(finite))
-    return around(float(finite.mean()), error, t_quantile(len(finite) - 1))
 
 
 def _slope(x: Float[np.ndarray, " value"], y: Float[np.ndarray, " value"], groups: np.ndarray) -> Estimate:
@@ -186,7 +141,7 @@ def _ipo_keeps_kl_lower(study: _Study) -> Claim:
     for other in ("dpo", "slic"):
         pairs = _pairs(study, "ipo", other)
         ratios += np.log(pairs["kl_nats_first"].clip(1e-3) / pairs["kl_nats_second"].clip(1e-3)).tolist()
-    log_ratio = _mean(ratios)
+    log_ratio = mean_estimate(ratios)
     estimate = Estimate(*(math.exp(end) for end in log_ratio))
     return Claim(
         source="Sec. 3.2",
@@ -194,21 +149,21 @@ def _ipo_keeps_kl_lower(study: _Study) -> Claim:
         measure="KL of IPO over KL of the others, last checkpoints, geometric mean",
         estimate=estimate,
         rule="holds where the ratio lies below 1, does not where it lies above",
-        verdict=_below(1.0, estimate),
+        verdict=below(1.0, estimate),
         basis=f"{len(ratios)} pairs of runs" if ratios else "no runs of IPO beside DPO or SLiC at equal beta",
     )
 
 
 def _dpo_and_slic_alike(study: _Study) -> Claim:
     pairs = _pairs(study, "dpo", "slic")
-    estimate = _mean((pairs["win_rate_first"] - pairs["win_rate_second"]).to_numpy(float))
+    estimate = mean_estimate((pairs["win_rate_first"] - pairs["win_rate_second"]).to_numpy(float))
     return Claim(
         source="Sec. 3.2",
         text="DPO and SLiC perform alike.",
         measure="win rate of DPO less that of SLiC at equal beta, last checkpoints",
         estimate=estimate,
         rule=f"holds where the difference lies within ± {ALIKE}, does not where it lies outside",
-        verdict=_by_interval(
+        verdict=by_interval(
             estimate, lambda low, high: low > -ALIKE and high < ALIKE, lambda low, high: low > ALIKE or high < -ALIKE
         ),
         basis=f"{len(pairs)} pairs of runs" if len(pairs) else "no runs of DPO beside SLiC at equal beta",
@@ -229,7 +184,7 @@ def _smaller_go_further(study: _Study) -> Claim:
         measure="factor on KL for ten times the parameters, last checkpoints at equal objective and beta",
         estimate=estimate,
         rule="holds where the factor lies below 1, does not where it lies above",
-        verdict=_below(1.0, estimate),
+        verdict=below(1.0, estimate),
         basis=f"{final['model'].nunique()} sizes, {len(final)} runs",
     )
 
@@ -264,7 +219,7 @@ def _smaller_fall_sooner(study: _Study) -> Claim:
         measure="factor on the distance of the log law's peak for ten times the parameters",
         estimate=estimate,
         rule="holds where the factor lies above 1, does not where it lies below",
-        verdict=_above(1.0, estimate),
+        verdict=above(1.0, estimate),
         basis=f"log law of {len(objectives)} objectives, median and interval of {RESAMPLES} resamples"
         if objectives
         else "fewer than two sizes with three betas",
@@ -280,23 +235,16 @@ def _wide_runs_peak_early(study: _Study) -> Claim:
     first = float(trained["fraction"].min()) if len(trained) else math.nan
     early = int((best <= FIRST_QUARTER).sum())
     # Without a checkpoint in the first quarter nobody can tell.
-    estimate = _share(early, len(best)) if first <= FIRST_QUARTER else Estimate(math.nan)
+    estimate = share_estimate(early, len(best)) if first <= FIRST_QUARTER else Estimate(math.nan)
     return Claim(
         source="Fig. 2",
         text="Under a wide KL budget, most runs are best within the first quarter of training.",
         measure="share of runs with the smallest third of betas that are best within the first quarter",
         estimate=estimate,
         rule="holds where the share lies above one half, does not where it lies below",
-        verdict=_above(0.5, estimate),
+        verdict=above(0.5, estimate),
         basis=f"{early} of {len(best)} runs; the first checkpoint is at {first:.0%} of training",
     )
-
-
-def _share(count: int, total: int) -> Estimate:
-    """With Wilson's interval."""
-    if total == 0:
-        return Estimate(math.nan)
-    return Estimate(count / total, *wilson_interval(count / total, total))
 
 
 def _law_ratio(study: _Study, other: str) -> tuple[Estimate, int]:
@@ -327,7 +275,7 @@ def _log_law_halves_the_error(study: _Study) -> Claim:
         measure="RMSE of (a) over RMSE of (c), all checkpoints",
         estimate=estimate,
         rule=f"holds where the ratio lies below {HALF}, does not where it lies above",
-        verdict=_below(HALF, estimate),
+        verdict=below(HALF, estimate),
         basis=f"{num} curves, each left out in turn",
     )
 
@@ -341,7 +289,7 @@ def _parabola_in_d_is_as_good(study: _Study) -> Claim:
         measure="RMSE of (a) over RMSE of (b), all checkpoints",
         estimate=estimate,
         rule=f"holds where the ratio lies within {low_limit} to {high_limit}, does not where it lies outside",
-        verdict=_by_interval(
+        verdict=by_interval(
             estimate,
             lambda low, high: low > low_limit and high < high_limit,
             lambda low, high: high < low_limit or low > high_limit,
@@ -382,7 +330,7 @@ def _weaker_lean_on_length(study: _Study) -> Claim:
         measure="change of the length regression's uncentred R² for ten times the parameters, runs averaged",
         estimate=estimate,
         rule="holds where it lies below 0, does not where it lies above",
-        verdict=_below(0.0, estimate),
+        verdict=below(0.0, estimate),
         basis=f"{per_run['num_parameters'].nunique()} sizes, {len(per_run)} runs",
     )
 
@@ -392,7 +340,7 @@ def _metric_does_not_predict(metric: str, name: str) -> Callable[[_Study], Claim
         table = rank_correlations(study.points)
         within = table[(table["metric"] == metric) & (table["model"] != "pooled")].dropna(subset=["low", "high"])
         strength = within["correlation"].abs()
-        estimate = _mean(strength.to_numpy(float)) if len(within) else Estimate(math.nan)
+        estimate = mean_estimate(strength.to_numpy(float)) if len(within) else Estimate(math.nan)
         strong = int(((within["low"] > STRONG_CORRELATION) | (within["high"] < -STRONG_CORRELATION)).sum())
         return Claim(
             source="Fig. 4, Sec. 3.4",
@@ -400,7 +348,7 @@ def _metric_does_not_predict(metric: str, name: str) -> Callable[[_Study], Claim
             measure="size of Spearman's rank correlation, mean over objectives and models",
             estimate=estimate,
             rule=f"holds where it lies below {STRONG_CORRELATION}, does not where it lies above",
-            verdict=_below(STRONG_CORRELATION, estimate),
+            verdict=below(STRONG_CORRELATION, estimate),
             basis=f"{len(within)} curves; in {strong} the correlation is beyond {STRONG_CORRELATION} with confidence"
             if len(within)
             else f"no checkpoints with {name}",
@@ -412,14 +360,14 @@ def _metric_does_not_predict(metric: str, name: str) -> Callable[[_Study], Claim
 def _chosen_likelihood_falls(study: _Study) -> Claim:
     column = "chosen_log_ratio"
     ratios = study.final[column].dropna().to_numpy(float) if column in study.final else np.array([])
-    estimate = _mean(ratios)
+    estimate = mean_estimate(ratios)
     return Claim(
         source="Sec. 3.5",
         text="The likelihood of chosen responses falls in training.",
         measure="log pi / pi_ref of held-out chosen responses, last checkpoints [nats]",
         estimate=estimate,
         rule="holds where it lies below 0, does not where it lies above",
-        verdict=_below(0.0, estimate),
+        verdict=below(0.0, estimate),
         basis=f"{int((ratios < 0).sum())} of {len(ratios)} runs below 0" if len(ratios) else f"no {column}",
     )
 

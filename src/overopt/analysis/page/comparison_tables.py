@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from overopt.analysis.advice.advice_text import AdviceSection
-from overopt.analysis.findings.claims import Claim
+from overopt.analysis.findings.claim import Claim
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES
 from overopt.analysis.laws.intervals import Estimate
 from overopt.analysis.laws.laws import COMPARED, saturating

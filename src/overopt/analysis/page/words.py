@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from overopt.analysis.findings.claims import Claim
+from overopt.analysis.findings.claim import Claim
 from overopt.analysis.findings.over_optimization import OverOptimization
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES
 from overopt.analysis.laws.intervals import CONFIDENCE, NORMAL_QUANTILE
