@@ -4,7 +4,8 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page
+	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
+	tree-mdp tree-mdp-checks bench-tree-mdp
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -62,6 +63,14 @@ analysis-checks: .venv/ready
 odd-stores: .venv/ready
 	$(BIN)/python -m pytest -v tests/tracking/test_tables.py tests/analysis/test_study.py tests/analysis/figures/test_catalogue.py
 
+# The tree MDP over 50 seeds, with all that the paper leaves open varied; some 20 minutes.
+tree-mdp: .venv/ready
+	$(BIN)/python studies/tree_mdp.py $(ARGS)
+
+# Every trajectory's probability at every step against a plain loop over PyTorch's own RNN, GRU and LSTM.
+tree-mdp-checks: .venv/ready
+	$(BIN)/python -m pytest -v tests/theory/test_recurrent_policies.py tests/theory/test_tree_training.py
+
 # Two workers on PostgreSQL, killed 24 times, beside a sweep that is left alone; about ten minutes.
 sweep-chaos: .venv/ready
 	$(BIN)/python studies/sweep_chaos.py $(ARGS)
@@ -107,6 +116,10 @@ bench-sampling: .venv/bench-ready
 
 bench-economy: .venv/bench-ready
 	$(BIN)/python benchmarks/sweep_economy.py $(ARGS)
+
+# The tree MDP's nine settings for 50 seeds beside a plain loop over seeds; two minutes.
+bench-tree-mdp: .venv/ready
+	$(BIN)/python benchmarks/tree_mdp_speed.py $(ARGS)
 
 # 63 curves with 1,000 resamples each, beside scipy in a loop; a whole report of 63 runs. Two minutes.
 bench-analysis: .venv/bench-ready

@@ -35,7 +35,7 @@ class TreeTraining:
     """
 
     architecture: RecurrentArchitecture = field(default_factory=RecurrentArchitecture)
-    sft_steps: int = 100
+    sft_steps: int = 200
     steps: int = 500
     optimizer: OptimizerSettings = field(
         default_factory=lambda: OptimizerSettings(name="adamw", learning_rate=1e-3, warmup_steps=0)

@@ -1,5 +1,6 @@
 """Stage ``tree-mdp``: policies on the tree of Fig. 6 through SFT and direct alignment, many seeds at a time."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -90,11 +91,13 @@ class TreeResults(NamedTuple):
         sft: log-probabilities along SFT [nats].
         aligned: along alignment, for each objective with its beta.
         masses: ``objective``, ``beta`` and the columns of :func:`mass_table`, all seeds and steps.
+        seconds: that SFT and all alignments took.
     """
 
     sft: LogProbs
     aligned: dict[AlignmentObjective, LogProbs]
     masses: pd.DataFrame
+    seconds: float
 
     @property
     def largest_error(self) -> float:
@@ -105,13 +108,15 @@ class TreeResults(NamedTuple):
 def train(study: TreeStudy, on_step: Callable[[], None] = lambda: None) -> TreeResults:
     """SFT once, then each alignment from there."""
     quiet_lightning()
+    began = time.perf_counter()
     with _one_thread():
         sft = train_sft(study.data, range(study.num_seeds), study.training, on_step)
         aligned = {a: align(sft.policies, study.data, a, study.training, on_step) for a in study.alignments}
+    seconds = time.perf_counter() - began
     tables = [
         mass_table(log_probs, study.data).assign(objective=a.objective, beta=a.beta) for a, log_probs in aligned.items()
     ]
-    return TreeResults(sft.log_probs, aligned, pd.concat(tables, ignore_index=True))
+    return TreeResults(sft.log_probs, aligned, pd.concat(tables, ignore_index=True), seconds)
 
 
 def variants(study: TreeStudy, factor: str, value: Any) -> list[TreeStudy]:
@@ -182,13 +187,8 @@ def _changes(setting: pd.DataFrame) -> dict[str, float | int]:
     return row
 
 
-def run_tree_mdp(
-    study: TreeStudy, vary: Sequence[str], vary_seeds: int, out: Path, tracking_uri: str | None
-) -> pd.DataFrame:
+def run_tree_mdp(study: TreeStudy, vary: Sequence[str], vary_seeds: int, out: Path, tracking_uri: str | None) -> None:
     """Stage ``tree-mdp``; see :func:`overopt.stages.tree_mdp`.
-
-    Returns:
-        The table of claims.
 
     Raises:
         ValueError: a factor that can't be varied, or a store that can't be reached; before any work.
@@ -218,9 +218,12 @@ def run_tree_mdp(
             log_artifact(client, parent, path, "figures")
         for alignment, log_probs in results.aligned.items():
             _track(client, parent, study, alignment, log_probs, out)
-    _print_summary(study, results, claims, sensitivity)
+    lines = _summary(study, results, claims)
+    (out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if sensitivity.empty:
+        print(f"what the paper leaves open can be varied: --vary {' '.join(VARIATIONS)}")
     print(f"tables and figures in {out}; runs in experiment {EXPERIMENT}")
-    return pd.read_csv(out / "claims.csv")
+    print("\n".join(lines))
 
 
 def _values(factor: str) -> tuple[Any, ...]:
@@ -327,31 +330,24 @@ def _track(
         log_artifact(client, run_id, _trajectories_path(out, _setting_name(alignment)), "trajectories")
 
 
-def _print_summary(study: TreeStudy, results: TreeResults, claims: list[Claim], sensitivity: pd.DataFrame) -> None:
-    masses = results.masses
-    last = masses[masses["step"] == masses["step"].max()]
-    print(f"{study.num_seeds} seeds, mean probability under the reference -> at the end")
-    print(f"{'':16}{'chosen':>14}{'rejected':>14}{'demonstrated':>14}{'unseen':>14}  pair fell, unseen rose")
-    for (objective, beta), setting in masses.groupby(["objective", "beta"], sort=False):
-        start, end = (
-            table.groupby(["objective", "beta"]).get_group((objective, beta))
-            for table in (masses[masses["step"] == 0], last)
-        )
-        cells = [
-            f"{start[k].mean():.2f} -> {end[k].mean():.2f}" for k in ("chosen", "rejected", "demonstrated", "unseen")
-        ]
+def _summary(study: TreeStudy, results: TreeResults, claims: list[Claim]) -> list[str]:
+    kinds = ("chosen", "rejected", "demonstrated", "unseen")
+    lines = [
+        f"mean probability of {study.num_seeds} seeds under the reference -> at the end; in brackets the share of "
+        "seeds in which both of the pair lost and the unseen gained, at the end and at some step",
+        f"{'':17}" + "".join(f"{kind:>14}" for kind in kinds),
+    ]
+    for (objective, beta), setting in results.masses.groupby(["objective", "beta"], sort=False):
+        means = setting.groupby("step")[list(kinds)].mean()
+        cells = [f"{means[kind].iloc[0]:.2f} -> {means[kind].iloc[-1]:.2f}" for kind in kinds]
         changes = _changes(setting)
-        print(
-            f"{objective} beta {beta:<8g}"
-            + "".join(f"{cell:>14}" for cell in cells)
-            + f"  {changes['both_fell']:.0%} of "
-            f"seeds at the end, {changes['both_fell_at_some_step']:.0%} at some step"
-        )
+        fell = f"[{changes['both_fell']:.0%}, {changes['both_fell_at_some_step']:.0%}]"
+        lines.append(f"{f'{objective} beta {beta:g}':17}" + "".join(f"{cell:>14}" for cell in cells) + f"  {fell}")
     verdicts = pd.Series([claim.verdict for claim in claims]).value_counts()
-    print("claims of App. D and E: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
-    if sensitivity.empty:
-        print(f"what the paper leaves open can be varied: --vary {' '.join(VARIATIONS)}")
-    print(
-        f"probabilities of the {study.data.tree.num_trajectories} trajectories sum to 1 within "
-        f"{results.largest_error:.0e} at each of {study.num_steps:,} steps"
-    )
+    return [
+        *lines,
+        "claims of App. D and E: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()),
+        f"{len(study.alignments)} settings x {study.num_seeds} seeds trained in {results.seconds:.0f} s; probabilities "
+        f"of the {study.data.tree.num_trajectories} trajectories sum to 1 within {results.largest_error:.0e} at each "
+        f"of {study.num_steps:,} steps",
+    ]
