@@ -31,17 +31,17 @@ LOSSES = {
 def in_a_loop(study: TreeStudy, seeds: int) -> float:
     """Seconds for so many seeds, one after another."""
     torch.set_num_threads(1)
+    [pair] = study.data.preferences
     began = time.perf_counter()
     for seed in range(seeds):
         torch.manual_seed(seed)
         policy = PlainPolicy(study.data, study.training.architecture.width)
         fit(policy, study.training.sft_steps, lambda log_probs: -log_probs[list(study.data.demonstrations)].mean())
         reference = policy().detach()
-        [pair] = study.data.preferences
         for objective in study.objectives:
             for beta in study.betas:
 
-                def loss(log_probs, objective=objective, beta=beta):
+                def loss(log_probs, objective=objective, beta=beta, reference=reference):
                     ratios = log_probs - reference
                     return LOSSES[objective](beta * (ratios[pair.chosen] - ratios[pair.rejected]))
 
@@ -61,7 +61,8 @@ class PlainPolicy(torch.nn.Module):
         self.network = torch.nn.RNN(tree.branching + 1, width, batch_first=True, dtype=torch.float64)
         self.head = torch.nn.Linear(width, tree.branching, dtype=torch.float64)
 
-    def forward(self):
+    def forward(self) -> torch.Tensor:
+        """One number a trajectory [nats]."""
         log_probs = self.head(self.network(self.inputs)[0]).log_softmax(-1)
         return log_probs.gather(-1, self.actions).sum(dim=(1, 2))
 
