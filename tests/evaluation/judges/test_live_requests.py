@@ -184,13 +184,21 @@ def test_a_stop_wakes_those_that_wait_for_a_rate_limit(loop):
     assert asked.seconds == pytest.approx(60.1, abs=0.5)  # question 1 had to wait a minute itself
 
 
-def test_an_endpoint_that_is_down_stops_soon_with_one_line():
+def test_an_endpoint_that_is_down_stops_with_one_line():
     asked = Asked(Endpoint("http://127.0.0.1:9/v1"), map(question, range(10_000)), Limits(max_attempts=3))
     assert not asked.answered
     assert str(asked.error).startswith("the endpoint at http://127.0.0.1:9/v1 has answered nothing for ")
     assert "check --judge.base_url, or wait until it is well" in str(asked.error)
     assert "\n" not in str(asked.error)
+
+
+def test_an_endpoint_that_is_down_stops_soon(loop):
+    endpoint = Scripted(lambda place, _: PassingError("connection refused"), loop)
+    asked = Asked(endpoint, map(question, range(10_000)), Limits(max_attempts=3), loop=loop)
+    assert "has answered nothing for" in str(asked.error)
     assert asked.seconds < 5
+    # The first of 128 questions that is out of attempts ends it, and what was under way beside it.
+    assert len(endpoint.asked) <= 128 * 2 + 1 + 31
 
 
 @pytest.mark.parametrize("wait", [None, 0.0, 1.0], ids=["drawn", "none", "alike"])
