@@ -6,13 +6,7 @@ from random import Random
 
 import pytest
 
-from overopt.evaluation.judges import budget as budget_module
 from overopt.evaluation.judges.budget import Budget, CostLimitError
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(budget_module, "_LOOK_AGAIN", 0.0)
 
 
 def spend_at_once(random: Random) -> tuple[Budget, list[float]]:
@@ -97,6 +91,51 @@ def test_a_question_waits_for_an_answer_that_may_leave_it_enough():
 
     asyncio.run(both())
     assert order == ["dear", "next"]
+
+
+def test_nobody_overtakes_even_in_another_event_loop():
+    budget = Budget(10.0)
+    order = []
+
+    async def ask(number: int, highest: float) -> None:
+        async with budget.setting_aside(highest):
+            order.append(number)
+            await asyncio.sleep(0)
+
+    async def ask_all() -> None:
+        # The cheap ones would fit beside the first one, the second one would not.
+        await asyncio.gather(*(ask(number, highest) for number, highest in enumerate([9.0, 8.0, 1.0, 1.0, 9.0])))
+
+    for _ in range(2):
+        order.clear()
+        asyncio.run(ask_all())
+        assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_question_that_is_called_off_while_it_waits_holds_nobody_up():
+    budget = Budget(10.0)
+    order = []
+
+    async def ask(name: str, highest: float, turns: int) -> None:
+        async with budget.setting_aside(highest):
+            order.append(name)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    async def ask_all() -> None:
+        first = asyncio.create_task(ask("first", 9.0, 20))
+        await asyncio.sleep(0)
+        called_off = asyncio.create_task(ask("called off", 8.0, 0))
+        await asyncio.sleep(0)
+        last = asyncio.create_task(ask("last", 1.0, 0))
+        await asyncio.sleep(0)
+        called_off.cancel()
+        await last
+        assert not first.done()
+        await first
+
+    asyncio.run(ask_all())
+    assert order == ["first", "last"]
 
 
 def test_a_question_that_fails_gives_back_what_was_set_aside():

@@ -184,21 +184,33 @@ def test_a_stop_wakes_those_that_wait_for_a_rate_limit(loop):
     assert asked.seconds == pytest.approx(60.1, abs=0.5)  # question 1 had to wait a minute itself
 
 
-def test_an_endpoint_that_is_down_stops_soon_with_one_line():
+def test_an_endpoint_that_is_down_stops_with_one_line():
     asked = Asked(Endpoint("http://127.0.0.1:9/v1"), map(question, range(10_000)), Limits(max_attempts=3))
     assert not asked.answered
     assert str(asked.error).startswith("the endpoint at http://127.0.0.1:9/v1 has answered nothing for ")
     assert "check --judge.base_url, or wait until it is well" in str(asked.error)
     assert "\n" not in str(asked.error)
+
+
+def test_an_endpoint_that_is_down_stops_soon(loop):
+    endpoint = Scripted(lambda place, _: PassingError("connection refused"), loop)
+    asked = Asked(endpoint, map(question, range(10_000)), Limits(max_attempts=3), loop=loop)
+    assert "has answered nothing for" in str(asked.error)
     assert asked.seconds < 5
+    # The first of 128 questions that is out of attempts ends it, and what was under way beside it.
+    assert len(endpoint.asked) <= 128 * 2 + 1 + 31
 
 
-def test_an_endpoint_that_goes_down_leaves_most_questions_unasked(loop):
+@pytest.mark.parametrize("wait", [None, 0.0, 1.0], ids=["drawn", "none", "alike"])
+def test_an_endpoint_that_goes_down_leaves_most_questions_unasked(wait, loop, monkeypatch):
+    if wait is not None:
+        monkeypatch.setattr(live_requests, "_wait", lambda state: wait)
     endpoint = Scripted(lambda place, _: FINE if place < 500 else PassingError("connection refused"), loop)
     asked = Asked(endpoint, map(question, range(80_000)), loop=loop)
     assert sorted(asked.answered) == list(range(500))
     assert "has answered nothing for" in str(asked.error)
-    assert len(endpoint.asked) < 1500  # 500, and 128 questions of 6 attempts each at most
+    # 500, as many failures as 128 questions of 6 attempts each can have, and what was under way beside the last one.
+    assert len(endpoint.asked) <= 500 + 128 * 6 + 31
     assert asked.seconds < 120
 
 
@@ -307,6 +319,27 @@ def test_the_cost_limit_stops_when_what_is_left_is_less_than_a_question_can_cost
     # Answers cost 0.5, questions may cost 1: after 19 answers 0.5 is left.
     assert isinstance(asked.error, CostLimitError)
     assert (len(asked.answered), asked.spent) == (19, 9.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_the_cost_limit_questions_are_asked_in_their_order(seed, loop):
+    random = Random(seed)
+    highest = [random.uniform(1, 3) for _ in range(200)]
+    # Answers that come whenever they like, and a limit at which all but a few slots wait.
+    endpoint = Scripted(lambda place, _: FINE, loop)
+    ask = endpoint.ask
+
+    async def late(client, body):
+        await asyncio.sleep(random.uniform(0, 0.5))
+        return await ask(client, body)
+
+    endpoint.ask = late
+    asked = Asked(endpoint, (question(place, cost) for place, cost in enumerate(highest)), max_cost=10.0, loop=loop)
+    # Each answer costs 0.5: the first question that does not fit, once all before it are answered, ends it.
+    count = next(place for place, cost in enumerate(highest) if 0.5 * place + cost > 10)
+    assert sorted(asked.answered) == list(range(count))
+    assert f"{0.5 * count:.4g} of --max-cost 10 are spent" in str(asked.error)
+    assert f"the next question could cost {highest[count]:.2g}" in str(asked.error)
 
 
 def test_tokens_that_were_charged_without_an_answer_are_spent(loop):

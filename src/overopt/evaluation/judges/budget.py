@@ -2,11 +2,9 @@
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-# Only near the limit does anybody wait. [s]
-_LOOK_AGAIN = 0.02
 
 
 class CostLimitError(ValueError):
@@ -33,6 +31,8 @@ class Budget:
         self.spent = 0.0
         self._set_aside = 0.0
         self._under_way = 0
+        # A lock and a condition of asyncio would do, but belong to one event loop; a budget outlives each.
+        self._line: deque[asyncio.Event] = deque()
 
     def spend(self, cost: float) -> None:
         """Count what an answer cost."""
@@ -54,15 +54,15 @@ class Budget:
 
     @asynccontextmanager
     async def setting_aside(self, highest_cost: float) -> AsyncIterator[None]:
-        """Hold back the highest possible cost of a question while it is asked.
+        """Hold back the highest possible cost of a question while it is asked, in the order in which they come.
+
+        Near the limit a question waits for those before it: a dearer one that overtook it could find too little left,
+        and end what a cheaper one could have gone on with.
 
         Raises:
             CostLimitError: it is more than what is left, and nothing is under way that could leave more.
         """
-        while (refusal := self.refusal(highest_cost, self._set_aside)) is not None:
-            if not self._under_way:
-                raise refusal
-            await asyncio.sleep(_LOOK_AGAIN)
+        await self._until_it_may(highest_cost)
         self._set_aside += highest_cost
         self._under_way += 1
         try:
@@ -70,3 +70,21 @@ class Budget:
         finally:
             self._set_aside -= highest_cost
             self._under_way -= 1
+            self._wake_first()
+
+    async def _until_it_may(self, highest_cost: float) -> None:
+        woken = asyncio.Event()
+        self._line.append(woken)
+        try:
+            while self._line[0] is not woken or (self._under_way and self.refusal(highest_cost, self._set_aside)):
+                woken.clear()
+                await woken.wait()
+            if (refusal := self.refusal(highest_cost, self._set_aside)) is not None:
+                raise refusal
+        finally:
+            self._line.remove(woken)
+            self._wake_first()
+
+    def _wake_first(self) -> None:
+        if self._line:
+            self._line[0].set()

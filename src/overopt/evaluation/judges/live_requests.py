@@ -122,12 +122,14 @@ class LiveRequests:
         self._on_reply = on_reply
         self._budget = budget
         self._cost = cost
+        self._in_hand = _QUESTIONS_PER_SLOT * limits.max_concurrent
         self._slots = asyncio.Semaphore(limits.max_concurrent)
         self._gate = asyncio.Lock()
         self._requests = _rate(limits.requests_per_minute)
         self._tokens = _rate(limits.tokens_per_minute)
         self._paused_until = 0.0
         self._last_reply = -math.inf
+        self._failures_since = 0  # the last reply
         self._stopped: ValueError | None = None
         self._stop = asyncio.Event()
         self._unanswered = 0
@@ -164,7 +166,7 @@ class LiveRequests:
                     self._stop.set()
 
         async with self._endpoint.client() as client, asyncio.TaskGroup() as group:
-            for _ in range(_QUESTIONS_PER_SLOT * self._limits.max_concurrent):
+            for _ in range(self._in_hand):
                 group.create_task(work(client))
         if self._stopped is not None:
             raise self._stopped
@@ -186,10 +188,7 @@ class LiveRequests:
                     await self._attempt(client, request)
         except PassingError as error:
             if self._stopped is None and self._last_reply < begun and self._limits.max_attempts > 1:
-                raise ValueError(
-                    f"the endpoint at {self._endpoint.url} has answered nothing for {time.monotonic() - begun:.0f} s "
-                    f"(the last failure: {error}): check --judge.base_url, or wait until it is well"
-                ) from error
+                raise self._silent_since(begun, error) from error
             raise
 
     async def _attempt(self, client: AsyncOpenAI, request: Request) -> None:
@@ -203,6 +202,7 @@ class LiveRequests:
                 self._heed(error)
                 raise
             self._last_reply = time.monotonic()
+            self._failures_since = 0
             self._on_reply(request, reply)
 
     async def _turn(self, request: Request) -> None:
@@ -226,6 +226,11 @@ class LiveRequests:
     def _heed(self, error: PassingError) -> None:
         if error.usage is not None:
             self._budget.spend(self._cost(error.usage) or 0.0)
+        self._failures_since += 1
+        # Of those in hand when an endpoint goes down, each was begun before its last reply and would only count as
+        # unanswered; those that replace them would be asked in vain as well.
+        if self._failures_since >= self._in_hand * self._limits.max_attempts and self._limits.max_attempts > 1:
+            raise self._silent_since(self._last_reply, error)
         if error.retry_after is None:
             return
         if error.retry_after > _LONGEST_RETRY_AFTER:
@@ -235,6 +240,12 @@ class LiveRequests:
             )
         # The limit is the account's, not the question's: everybody waits.
         self._paused_until = max(self._paused_until, time.monotonic() + error.retry_after)
+
+    def _silent_since(self, begun: float, error: PassingError) -> ValueError:
+        return ValueError(
+            f"the endpoint at {self._endpoint.url} has answered nothing for {time.monotonic() - begun:.0f} s "
+            f"(the last failure: {error}): check --judge.base_url, or wait until it is well"
+        )
 
     async def _unless_stopped(self, waiting: Coroutine[Any, Any, None]) -> None:
         """Wait, unless all is stopped: then there is nothing to wait for."""
