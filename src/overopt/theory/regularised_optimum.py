@@ -19,7 +19,7 @@ from overopt.theory.response_set import ResponseSet, normalised
 
 # The logit where an objective's slope jumps; elsewhere all of them have a derivative.
 KINKS = {"slic": 1.0}
-_RANDOM_STARTS = 4
+_RANDOM_STARTS = 8
 # Of a logit, far enough that a loss which falls for ever has nothing left to fall.
 _FAR = 25.0
 # Of a logit: a descent that has stalled so near a kink is put onto it, from where it may leave again.
