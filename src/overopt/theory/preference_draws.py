@@ -119,9 +119,7 @@ def draw_table(responses: ResponseSet, *, draws: int, seed: int = 0) -> tuple[pd
         table[f"{name}_q05"], table[f"{name}_q95"] = low[:, column], high[:, column]
     table["determined"] = [float((needed <= drawn).mean()) for drawn in index]
     single = responses.num_prompts == 1
-    table["random_graph"] = [
-        connected_share(responses.num_responses, drawn) if single else math.nan for drawn in index
-    ]
+    table["random_graph"] = [connected_share(responses.num_responses, drawn) if single else math.nan for drawn in index]
     return table, needed
 
 

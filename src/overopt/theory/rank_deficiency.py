@@ -50,10 +50,8 @@ def freedom(responses: ResponseSet) -> int:
     return responses.num_responses - rank(responses) - responses.num_prompts
 
 
-def log_ratio_margins(
-    responses: ResponseSet, log_policy: Float[np.ndarray, " response"]
-) -> Float[np.ndarray, " pair"]:
-    """log pi/pi_ref of the chosen minus the rejected response of each preference [nats]."""
+def log_ratio_margins(responses: ResponseSet, log_policy: Float[np.ndarray, " response"]) -> Float[np.ndarray, " pair"]:
+    """Log pi/pi_ref of the chosen minus the rejected response of each preference [nats]."""
     log_ratio = log_policy - responses.log_reference
     return np.asarray(log_ratio[responses.chosen] - log_ratio[responses.rejected])
 

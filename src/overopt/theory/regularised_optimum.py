@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.linalg import null_space
-from scipy.optimize import lsq_linear, minimize
+from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from overopt.objectives.preference import preference_logit, preference_loss
@@ -52,25 +52,27 @@ class RegularisedLoss:
         if self.regulariser not in REGULARISERS:
             raise ValueError(f"no regulariser {self.regulariser!r}; there are {', '.join(REGULARISERS)}")
         if not (0 < self.beta < np.inf and 0 <= self.strength < np.inf):
-            raise ValueError(
-                f"need finite beta > 0 and strength >= 0, got beta={self.beta}, strength={self.strength}"
-            )
+            raise ValueError(f"need finite beta > 0 and strength >= 0, got beta={self.beta}, strength={self.strength}")
 
     @property
     def term(self) -> Regulariser:
         """The regulariser; that which is nothing where its strength is 0."""
         return REGULARISERS[self.regulariser if self.strength else "none"]
 
-    def of_logits(self, responses: ResponseSet, logits: Float[Tensor, " response"]) -> Float[Tensor, ""]:
-        """The whole loss of the policy with these logits, softmax over each prompt; for autograd, in float64."""
+    def of_logits(self, responses: ResponseSet, logits: Float[Tensor, "*policy response"]) -> Float[Tensor, "*policy"]:
+        """The whole loss of policies with these logits, softmax over each prompt; for autograd, in float64."""
         prompt_of = torch.as_tensor(responses.prompt_of)
-        totals = torch.stack([logits[prompt_of == prompt].logsumexp(0) for prompt in range(responses.num_prompts)])
-        log_policy = logits - totals[prompt_of]
+        totals = [logits[..., prompt_of == prompt].logsumexp(-1) for prompt in range(responses.num_prompts)]
+        log_policy = logits - torch.stack(totals, -1)[..., prompt_of]
         log_ratio = log_policy - torch.as_tensor(responses.log_reference)
-        margin = log_ratio[torch.as_tensor(responses.chosen)] - log_ratio[torch.as_tensor(responses.rejected)]
-        logit = preference_logit(margin, torch.zeros(len(margin), dtype=torch.int64), beta=self.beta)
-        loss = preference_loss(self.objective)(logit, beta=self.beta).mean()
-        return loss + self.strength * self.term.of_policy(responses, log_policy)
+        margins = (
+            log_ratio[..., torch.as_tensor(responses.chosen)] - log_ratio[..., torch.as_tensor(responses.rejected)]
+        )
+        # A loss takes one row of pairs.
+        row = margins.reshape(-1)
+        logit = preference_logit(row, torch.zeros(len(row), dtype=torch.int64), beta=self.beta)
+        losses = preference_loss(self.objective)(logit, beta=self.beta).reshape(margins.shape).mean(-1)
+        return losses + self.strength * self.term.of_policy(responses, log_policy)
 
 
 @dataclass(frozen=True)
@@ -213,9 +215,7 @@ class _Problem:
             point = point + np.linalg.lstsq(self.to_logits[pinned], kink - logits[pinned])[0]
         return end._replace(status="stalled")
 
-    def _on_face(
-        self, origin: np.ndarray, face: np.ndarray, pinned: np.ndarray
-    ) -> Callable[[np.ndarray], Derivatives]:
+    def _on_face(self, origin: np.ndarray, face: np.ndarray, pinned: np.ndarray) -> Callable[[np.ndarray], Derivatives]:
         def derivatives(along: np.ndarray) -> Derivatives:
             value, gradient, hessian = self.derivatives(origin + face @ along, pinned)
             return value, face.T @ gradient, face.T @ hessian @ face
@@ -278,24 +278,31 @@ def smallest_curvature(
 
 
 def descend_over_logits(
-    responses: ResponseSet, loss: RegularisedLoss, start: Float[np.ndarray, " response"], *, max_steps: int = 500
-) -> Float[np.ndarray, " response"]:
-    """Log probabilities where a quasi-Newton descent over all logits ends up (L-BFGS, derivatives by autograd).
+    responses: ResponseSet,
+    loss: RegularisedLoss,
+    starts: Float[np.ndarray, "policy response"],
+    *,
+    num_steps: int = 600,
+    learning_rate: float = 0.1,
+) -> Float[np.ndarray, "policy response"]:
+    """Log probabilities where descents over all logits end up: Adam with derivatives by autograd, as training has it.
 
-    It knows nothing of null spaces and shares. Where the optimum isn't attained it stops on its way there.
+    It knows nothing of null spaces and shares. Where the optimum isn't attained it is still on its way there.
+
+    Args:
+        responses: the set.
+        loss: what is minimised.
+        starts: logits of each policy [nats].
+        num_steps: of each.
+        learning_rate: of the first step, falling to 0 by a cosine [nats].
     """
-
-    def value_and_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-        value = loss.of_logits(responses, logits)
-        [gradient] = torch.autograd.grad(value, logits)
-        return value.item(), gradient.numpy()
-
-    end = minimize(
-        value_and_gradient,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max_steps, "maxfun": 4 * max_steps, "ftol": 1e-15, "gtol": 1e-9},
-    )
-    return normalised(np.asarray(end.x), responses.prompt_of, responses.num_prompts)
+    logits = torch.tensor(starts, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss.of_logits(responses, logits).sum().backward()
+        optimizer.step()
+        schedule.step()
+    ends = logits.detach().numpy()
+    return np.stack([normalised(end, responses.prompt_of, responses.num_prompts) for end in ends])

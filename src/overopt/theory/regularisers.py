@@ -1,8 +1,9 @@
 """Terms that are added to a direct alignment loss, and what each makes of the freedom that the loss leaves.
 
 A policy is a share for each connected component of the preferences and a distribution within each. The loss sees the
-latter only, by its log-ratios. Each term here is strictly convex in the shares that it sees, and its best shares at given
-log-ratios have a closed form: so the freedom is gone, and what is left to minimise over is what the loss sees too.
+latter only, by its log-ratios. The best shares at given log-ratios are unique for each term here (of NLL, for prompts
+with preferences) and have a closed form: so the freedom is gone, and what is left to minimise over is what the loss
+sees too.
 """
 
 from collections.abc import Callable
@@ -43,30 +44,34 @@ class Regulariser:
         profile: at its best shares.
     """
 
-    of_policy: Callable[[ResponseSet, Float[Tensor, " response"]], Float[Tensor, ""]]
+    of_policy: Callable[[ResponseSet, Float[Tensor, "*policy response"]], Float[Tensor, "*policy"]]
     profile: Callable[[ResponseSet, Float[np.ndarray, " response"]], Profile]
 
 
-def nll_of_chosen(responses: ResponseSet, log_policy: Float[Tensor, " response"]) -> Float[Tensor, ""]:
+def nll_of_chosen(responses: ResponseSet, log_policy: Float[Tensor, "*policy response"]) -> Float[Tensor, "*policy"]:
     """Mean negative log-likelihood of chosen responses [nats / preference]."""
-    return -log_policy[torch.as_tensor(responses.chosen)].mean()
+    return -log_policy[..., torch.as_tensor(responses.chosen)].mean(-1)
 
 
-def on_policy_kl(responses: ResponseSet, log_policy: Float[Tensor, " response"]) -> Float[Tensor, ""]:
+def on_policy_kl(responses: ResponseSet, log_policy: Float[Tensor, "*policy response"]) -> Float[Tensor, "*policy"]:
     """KL(policy || reference) [nats], mean over prompts: the expectation over all responses, not an estimate."""
     log_ratio = log_policy - torch.as_tensor(responses.log_reference)
-    return (log_policy.exp() * log_ratio).sum() / responses.num_prompts
+    return (log_policy.exp() * log_ratio).sum(-1) / responses.num_prompts
 
 
-def chi_squared(responses: ResponseSet, log_policy: Float[Tensor, " response"]) -> Float[Tensor, ""]:
+def chi_squared(responses: ResponseSet, log_policy: Float[Tensor, "*policy response"]) -> Float[Tensor, "*policy"]:
     """Chi-squared divergence of the policy from the reference, mean over prompts.
 
     Half the reference's expectation of (pi/pi_ref - 1)^2: the convention of Huang et al. 2024 (arXiv:2407.13399), half
-    of Pearson's. They reach it by another link function in the margin, :func:`chi_po_log_policy`; here it is a term of
-    its own, beside the other two.
+    of Pearson's. They bring it in by another link function in the margin (:mod:`overopt.theory.chi_po`); here it is a
+    term of its own, like the other two.
     """
     log_reference = torch.as_tensor(responses.log_reference)
-    return ((2 * log_policy - log_reference).exp().sum() / responses.num_prompts - 1) / 2
+    return ((2 * log_policy - log_reference).exp().sum(-1) / responses.num_prompts - 1) / 2
+
+
+def _nothing(responses: ResponseSet, log_policy: Float[Tensor, "*policy response"]) -> Float[Tensor, "*policy"]:
+    return log_policy.new_zeros(log_policy.shape[:-1])
 
 
 def _none_profile(responses: ResponseSet, log_ratio: Float[np.ndarray, " response"]) -> Profile:
@@ -161,11 +166,11 @@ def _within(responses: ResponseSet, log_ratio: np.ndarray) -> tuple[np.ndarray, 
 
 
 def _same(label: np.ndarray) -> np.ndarray:
-    return np.equal.outer(label, label)
+    return np.asarray(np.equal.outer(label, label))
 
 
 REGULARISERS: dict[str, Regulariser] = {
-    "none": Regulariser(lambda responses, log_policy: log_policy.new_zeros(()), _none_profile),
+    "none": Regulariser(_nothing, _none_profile),
     "nll": Regulariser(nll_of_chosen, _nll_profile),
     "kl": Regulariser(on_policy_kl, _kl_profile),
     "chi_squared": Regulariser(chi_squared, _chi_squared_profile),

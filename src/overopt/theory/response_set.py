@@ -101,12 +101,14 @@ class ResponseSet:
     @cached_property
     def unseen(self) -> Bool[np.ndarray, " response"]:
         """Out-of-distribution entries: in no preference and not demonstrated."""
-        return ~(self.compared | self.demonstrated)
+        return np.asarray(~(self.compared | self.demonstrated))
 
     @cached_property
     def components(self) -> "Components":
         """Connected components of the graph whose edges are the preferences."""
-        edges = coo_array((np.ones(self.num_preferences), (self.chosen, self.rejected)), shape=(self.num_responses,) * 2)
+        edges = coo_array(
+            (np.ones(self.num_preferences), (self.chosen, self.rejected)), shape=(self.num_responses,) * 2
+        )
         number, label = connected_components(edges, directed=False)
         prompt_of = np.zeros(number, dtype=int)
         prompt_of[label] = self.prompt_of
@@ -142,12 +144,12 @@ class Components:
 def group_logsumexp(
     values: Float[np.ndarray, " entry"], group: Int[np.ndarray, " entry"], num_groups: int
 ) -> Float[np.ndarray, " group"]:
-    """log sum exp over each group; a group without entries, or with -inf only, has -inf."""
+    """Log sum exp over each group; a group without entries, or with -inf only, has -inf."""
     largest = np.full(num_groups, -np.inf)
     np.maximum.at(largest, group, values)
     shift = np.where(np.isfinite(largest), largest, 0.0)
     with np.errstate(divide="ignore"):
-        return shift + np.log(np.bincount(group, np.exp(values - shift[group]), minlength=num_groups))
+        return np.asarray(shift + np.log(np.bincount(group, np.exp(values - shift[group]), minlength=num_groups)))
 
 
 def normalised(

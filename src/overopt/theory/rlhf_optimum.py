@@ -1,4 +1,4 @@
-"""What standard RLHF makes of the same preferences: a reward fitted by Eq. 2, and the policy that is best for it by Eq. 3.
+"""What standard RLHF makes of the same preferences: a reward fitted by Eq. 2, and the policy best for it by Eq. 3.
 
 The reward's loss sees rewards by the same query matrix as a direct alignment loss sees log-ratios: its null space is
 the same, only it is the reward that moves in it.
@@ -59,7 +59,7 @@ def ridge_reward(responses: ResponseSet, *, ridge: float) -> Float[np.ndarray, "
         [curvatures] = torch.autograd.grad(slopes.sum(), margins)
         number = len(margins)
         return (
-            float(losses.mean()) + ridge / 2 * float(point @ point),
+            float(losses.detach().mean()) + ridge / 2 * float(point @ point),
             to_margins.T @ slopes.detach().numpy() / number + ridge * point,
             (to_margins.T * curvatures.numpy()) @ to_margins / number + ridge * np.eye(len(point)),
         )

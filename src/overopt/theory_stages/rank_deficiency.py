@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from scipy.special import logsumexp
 
 from overopt.analysis.figures.rank_deficiency import (
     draw_equal_losses,
@@ -19,6 +20,7 @@ from overopt.analysis.figures.rank_deficiency import (
 )
 from overopt.analysis.figures.style import drawing, rendered
 from overopt.progress import progress_bar
+from overopt.theory.chi_po import chi_po_margins, chi_po_policy_with_ood_mass
 from overopt.theory.preference_draws import draw_table, preferences_needed
 from overopt.theory.rank_deficiency import (
     chain_rule_log_probs,
@@ -43,8 +45,6 @@ from overopt.theory.tree_mdp import PAPER_DEMONSTRATIONS, PAPER_PREFERENCES, Tre
 from overopt.tracking.runs import finishing, log_artifact, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 
-# Added to log probabilities, or to rewards in units of beta [nats].
-SHIFTS = np.linspace(-10, 10, 41)
 START_MASSES = (0.001, 0.1, 0.5, 0.9, 0.999)
 # Below it a probability loses digits, and a loss recomputed from probabilities is left out.
 SMALLEST_PROBABILITY = 1e-300
@@ -80,7 +80,9 @@ class Settings:
             if not getattr(self, name):
                 raise ValueError(f"name at least one with --{name.replace('_', '-')}")
         if not all(0 < strength < math.inf for strength in self.lambdas):
-            raise ValueError(f"need finite lambdas > 0, got {', '.join(map(str, self.lambdas))}; 0 is always beside them")
+            raise ValueError(
+                f"need finite lambdas > 0, got {', '.join(map(str, self.lambdas))}; 0 is always beside them"
+            )
         if not all(0 < mass < 1 for mass in self.ood_masses):
             raise ValueError(f"need OOD masses between 0 and 1, got {', '.join(map(str, self.ood_masses))}")
         if self.draws < 1:
@@ -122,7 +124,7 @@ def run_rank_deficiency(
             "starts": descents_from_different_starts(responses, settings),
             "rlhf": rewards_of_equal_loss(responses, settings),
         }
-        metrics = key_numbers(responses, tables, needed)
+        metrics = key_numbers(responses, settings, tables, needed)
         for line in summary(responses, tables, needed, metrics):
             print(line)
         paths = list(_write(tables, out))
@@ -165,7 +167,7 @@ def equal_losses(responses: ResponseSet, settings: Settings, tree: TreeMDP | Non
 
     Columns: ``objective``, ``beta``; ``ood_mass``, as wanted, and ``ood_mass_recomputed``; the ``loss`` and its
     ``loss_difference`` from the policy that was moved; ``loss_recomputed`` from probabilities, on a tree by the chain
-    rule over tokens (NaN where a probability is too small for that); and the probabilities of chosen, of rejected and of
+    rule over tokens (NaN where a probability is too small for that); and the probabilities of chosen, rejected and
     demonstrated responses, ``chosen_mass``, ``rejected_mass`` (never chosen) and ``demonstrated_mass`` (in no
     preference) [fraction, mean over prompts]; ``kl_nats``, to the reference. Empty where OOD mass can't move.
     """
@@ -197,6 +199,26 @@ def equal_losses(responses: ResponseSet, settings: Settings, tree: TreeMDP | Non
     return pd.DataFrame(rows, columns=columns)
 
 
+def chi_po_loss_difference(responses: ResponseSet, settings: Settings) -> float:
+    """Largest difference in loss between policies of equal chi-PO margins and the given OOD masses; NaN without such.
+
+    They start from the policy of least norm whose log-ratio margins are 1 nat.
+    """
+    sides = 2 * responses.prompt_of + responses.unseen
+    if len(np.unique(sides)) < 2 * responses.num_prompts:
+        return math.nan
+    origin = least_norm_policy(responses, beta=1.0)
+    margins = [
+        chi_po_margins(responses, chi_po_policy_with_ood_mass(responses, origin, mass)) for mass in settings.ood_masses
+    ]
+    losses = [
+        [policy_loss(each, objective=objective, beta=beta) for each in margins]
+        for objective in settings.objectives
+        for beta in settings.betas
+    ]
+    return float(np.ptp(losses, axis=1).max())
+
+
 def recomputed_margins(responses: ResponseSet, probabilities: np.ndarray, tree: TreeMDP | None) -> np.ndarray:
     """Margins of a policy that is known by its probabilities [nats]; NaN where one of them is too small."""
     if (probabilities[responses.compared] < SMALLEST_PROBABILITY).any():
@@ -214,7 +236,8 @@ def regularised_optima(responses: ResponseSet, settings: Settings) -> pd.DataFra
 
     Columns: ``objective``, ``beta``, ``regulariser``, ``strength`` (0 for none); the ``loss``; ``attained``, see
     :class:`Optimum`; ``ood_low`` and ``ood_high``, the smallest and largest OOD mass of an optimum; ``kl_nats``;
-    ``smallest_margin``; ``num_local``; ``smallest_curvature`` of the loss over all logits (NaN where no policy attains it).
+    ``smallest_margin``; ``num_local``; ``smallest_curvature`` of the loss over all logits (NaN where
+    no policy attains it).
     """
     cases = [
         RegularisedLoss(objective, beta, regulariser, strength)
@@ -258,39 +281,52 @@ def descents_from_different_starts(responses: ResponseSet, settings: Settings) -
     if not responses.unseen.any():
         return pd.DataFrame(columns=columns)
     beta, strength = (sorted(values)[len(values) // 2] for values in (settings.betas, settings.lambdas))
-    starts = {mass: policy_with_ood_mass(responses, responses.log_reference, mass) for mass in START_MASSES}
+    starts = np.stack([policy_with_ood_mass(responses, responses.log_reference, mass) for mass in START_MASSES])
     cases = [
-        (RegularisedLoss(objective, beta, regulariser, strength * (regulariser != "none")), mass)
+        RegularisedLoss(objective, beta, regulariser, strength * (regulariser != "none"))
         for objective in settings.objectives
         for regulariser in REGULARISERS
-        for mass in START_MASSES
     ]
     rows = []
     with progress_bar() as bar:
-        for case, mass in bar.track(cases, description="descents"):
-            end = responses.ood_mass(descend_over_logits(responses, case, starts[mass]))
-            start = responses.ood_mass(starts[mass])
-            rows.append([case.objective, case.beta, case.regulariser, case.strength, start, end])
+        for case in bar.track(cases, description="descents"):
+            ends = descend_over_logits(responses, case, starts)
+            for start, end in zip(starts, ends, strict=True):
+                masses = responses.ood_mass(start), responses.ood_mass(end)
+                rows.append([case.objective, case.beta, case.regulariser, case.strength, *masses])
     return pd.DataFrame(rows, columns=columns)
 
 
 def rewards_of_equal_loss(responses: ResponseSet, settings: Settings) -> pd.DataFrame:
     """Rewards of equal loss by Eq. 2, and the OOD mass of the one best policy for each by Eq. 3.
 
-    The ridge reward, with a constant added for unseen responses. Columns: ``beta``; ``shift``, that constant [nats,
-    which is reward / beta]; ``reward_loss``; ``ood_mass``.
+    The ridge reward, with a constant added for unseen responses. Columns: ``beta``; ``shift``, that constant [reward];
+    ``reward_loss``; ``ood_mass``. Shifts reach so far that every beta's OOD mass comes to 0.999 at least; only 0 where
+    there are no unseen responses.
     """
     fitted = ridge_reward(responses, ridge=settings.ridge)
+    odds = {beta: _log_odds(responses, rlhf_policy(responses, fitted, beta=beta)) for beta in settings.betas}
+    farthest = max(0.0, *(beta * (math.log(999) - own) for beta, own in odds.items()))
+    shifts = np.union1d(np.linspace(-0.2, 1.05, 126) * farthest, [0.0])
     rows = []
     for beta in settings.betas:
-        for shift in SHIFTS:
-            reward = fitted + beta * shift * responses.unseen
+        for shift in shifts:
+            reward = fitted + shift * responses.unseen
             mass = responses.ood_mass(rlhf_policy(responses, reward, beta=beta))
             rows.append((beta, shift, reward_loss(responses, reward), mass))
     return pd.DataFrame(rows, columns=["beta", "shift", "reward_loss", "ood_mass"])
 
 
-def key_numbers(responses: ResponseSet, tables: dict[str, pd.DataFrame], needed: np.ndarray) -> dict[str, float]:
+def _log_odds(responses: ResponseSet, log_policy: np.ndarray) -> float:
+    """Of the unseen responses of all prompts together; infinite where there are none."""
+    if responses.unseen.all() or not responses.unseen.any():
+        return math.inf
+    return float(logsumexp(log_policy[responses.unseen]) - logsumexp(log_policy[~responses.unseen]))
+
+
+def key_numbers(
+    responses: ResponseSet, settings: Settings, tables: dict[str, pd.DataFrame], needed: np.ndarray
+) -> dict[str, float]:
     """What is logged as metrics."""
     equal = tables["equal_loss"]
     return {
@@ -302,6 +338,7 @@ def key_numbers(responses: ResponseSet, tables: dict[str, pd.DataFrame], needed:
         "preferences_needed_at_random": float(np.median(needed)),
         "largest_loss_difference": _largest(equal["loss_difference"]),
         "largest_difference_recomputed": _largest(equal["loss_recomputed"] - equal["loss"]),
+        "largest_chi_po_loss_difference": chi_po_loss_difference(responses, settings),
     }
 
 
@@ -325,31 +362,43 @@ def summary(
         policies = len(equal[["beta", "ood_mass"]].drop_duplicates())
         yield (
             f"{policies} policies of OOD mass {equal['ood_mass_recomputed'].min():.3g} to "
-            f"{equal['ood_mass_recomputed'].max():.3g}: largest difference in loss {metrics['largest_loss_difference']:.1e}, "
-            f"recomputed from probabilities {metrics['largest_difference_recomputed']:.1e}"
+            f"{equal['ood_mass_recomputed'].max():.3g}: largest difference in loss "
+            f"{metrics['largest_loss_difference']:.1e}; recomputed from probabilities they differ by "
+            f"{metrics['largest_difference_recomputed']:.1e}"
         )
+    if math.isfinite(chi_po := metrics["largest_chi_po_loss_difference"]):
+        yield f"the same with chi-PO's link in the margin: largest difference in loss {chi_po:.1e}"
     low, high = np.quantile(needed, (0.05, 0.95))
     yield (
-        f"no freedom is left after {metrics['preferences_needed_at_least']:.0f} independent preferences; of random ones it "
-        f"takes {metrics['preferences_needed_at_random']:.0f} (90% of {len(needed)} orders: {low:.0f} to {high:.0f})"
+        f"no freedom is left after {metrics['preferences_needed_at_least']:.0f} independent preferences; of random "
+        f"ones it takes {metrics['preferences_needed_at_random']:.0f} (90% of {len(needed)} orders: {low:.0f} to "
+        f"{high:.0f})"
     )
     yield from ("", "OOD mass at the optimum; * only approached, by no policy attained; one optimum, else LOW to HIGH")
     yield from _optima_lines(tables["regularised"])
     starts = tables["starts"]
     if len(starts):
         one = starts.iloc[-1]
-        yield from ("", f"OOD mass that descents over all logits end at, beta {one['beta']:g}, lambda {one['strength']:g}")
-        ends = starts.pivot_table(index=["objective", "regulariser"], columns="start_ood_mass", values="end_ood_mass", sort=False)
+        yield from (
+            "",
+            f"OOD mass that descents over all logits end at, beta {one['beta']:g}, lambda {one['strength']:g}",
+        )
+        ends = starts.pivot_table(
+            index=["objective", "regulariser"], columns="start_ood_mass", values="end_ood_mass", sort=False
+        )
         ends.columns.name = "from"
         yield from ends.rename(columns="{:.3g}".format).to_string(float_format="{:.4f}".format).splitlines()
     rlhf = tables["rlhf"]
-    yield from ("", "RLHF on the same preferences (Eq. 2 with a ridge, then Eq. 3), reward of unseen responses moved by t")
+    yield from (
+        "",
+        "RLHF on the same preferences (Eq. 2 with a ridge, then Eq. 3), reward of unseen responses moved by t",
+    )
     for beta, same in rlhf.groupby("beta"):
-        own = same.loc[same["shift"].abs().idxmin()]
+        own = same[same["shift"] == 0].iloc[0]
         yield (
-            f"beta {beta:g}: OOD mass {own['ood_mass']:.4f} at t = 0, {same['ood_mass'].min():.2g} to "
-            f"{same['ood_mass'].max():.2g} over |t| <= {SHIFTS[-1]:g} beta; reward loss differs by "
-            f"{same['reward_loss'].max() - same['reward_loss'].min():.0e}"
+            f"beta {beta:g}: OOD mass {own['ood_mass']:.2g} at t = 0, {same['ood_mass'].min():.2g} to "
+            f"{same['ood_mass'].max():.4g} for t from {same['shift'].min():.2f} to {same['shift'].max():.2f}; reward "
+            f"losses differ by {same['reward_loss'].max() - same['reward_loss'].min():.0e}"
         )
 
 

@@ -24,6 +24,8 @@ from overopt.analysis.figures.style import (
 REGULARISER_NAMES = {"none": "none", "nll": "NLL of chosen", "kl": "on-policy KL", "chi_squared": "chi-squared"}
 _COLORS = {"none": INK, "nll": "#0072b2", "kl": "#c2410c", "chi_squared": "#7c3aed"}
 _MARKERS = {"none": "o", "nll": "s", "kl": "^", "chi_squared": "D"}
+# The curves of KL and chi-squared lie on each other in places.
+_SIZES = {"nll": 5.5, "kl": 9.0, "chi_squared": 4.5}
 _MASSES = {
     "chosen_mass": ("chosen", "#0072b2"),
     "rejected_mass": ("rejected", "#c2410c"),
@@ -40,7 +42,7 @@ def log_odds(mass: np.ndarray) -> np.ndarray:
     [0.0, -11.51]
     """
     inside = np.clip(np.asarray(mass, dtype=float), 1e-5, 1 - 1e-5)
-    return np.log(inside) - np.log1p(-inside)
+    return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class EqualLossPanel:
 def equal_losses(table: pd.DataFrame) -> list[EqualLossPanel]:
     """What the figure of equal losses plots, one panel a beta."""
     panels = []
-    for beta, same in table.groupby("beta", sort=True):
+    for _, same in table.groupby("beta", sort=True):
         by_objective = {str(name): rows for name, rows in same.groupby("objective", sort=False)}
         masses = same.drop_duplicates("ood_mass").sort_values("ood_mass")
         panels.append(
@@ -74,7 +76,6 @@ def equal_losses(table: pd.DataFrame) -> list[EqualLossPanel]:
                 max(float(rows["loss"].max() - rows["loss"].min()) for rows in by_objective.values()),
             )
         )
-        assert beta == panels[-1].beta
     return panels
 
 
@@ -84,9 +85,7 @@ def draw_equal_losses(table: pd.DataFrame) -> Figure:
     figure, axes = grid_of_axes(2, len(panels), panel=(4.0, 2.7))
     for (above, below), panel in zip(axes.T, panels, strict=True):
         above.set_title(f"beta {panel.beta:g}")
-        above.set_title(
-            f"losses equal to {panel.largest_difference:.0e}", loc="right", size=8.5, weight="normal", color=MUTED
-        )
+        above.set_title(_difference(panel.largest_difference), loc="right", size=8.5, weight="normal", color=MUTED)
         for (name, losses), linestyle in zip(panel.losses.items(), LINESTYLES * len(panel.losses), strict=False):
             above.plot(
                 log_odds(losses["ood_mass"].to_numpy()), losses["loss"], color=INK, linestyle=linestyle, marker="o",
@@ -102,14 +101,14 @@ def draw_equal_losses(table: pd.DataFrame) -> Figure:
                     markersize=4, label=label,
                 )  # fmt: skip
         below.set_yscale("log")
+        below.yaxis.set_major_formatter("{x:.0e}")
         for ax in (above, below):
             _mass_axis(ax, vertical=False)
-        below.set_xlabel("OOD mass of the policy [fraction, log odds]")
+        below.set_xlabel("OOD mass of the policy\n[fraction, log odds]")
     axes[0, 0].set_ylabel("Mean loss on the preferences")
     axes[1, 0].set_ylabel("Probability of\n[fraction, logarithmic]")
-    for row, title in ((0, "objective"), (1, "responses")):
-        handles, labels = axes[row, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper" if row == 0 else "outside right lower", title=title)
+    handles = [handle for row in axes[:, 0] for handle in row.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside right upper", title="loss of, above;\nresponses, below")
     return figure
 
 
@@ -141,7 +140,7 @@ def draw_preferences_needed(table: pd.DataFrame) -> Figure:
     share.set_title("Nothing left free")
     share.set_ylabel("Share of orders [fraction]")
     share.set_ylim(-0.03, 1.03)
-    for ax, place in ((freedom, "upper right"), (mass, "lower left"), (share, "upper left")):
+    for ax, place in ((freedom, "upper right"), (mass, "upper right"), (share, "upper left")):
         ax.set_xlabel("Preferences drawn")
         ax.legend(loc=place)
     return figure
@@ -171,15 +170,24 @@ class OptimaPanel:
 def regularised_optima(table: pd.DataFrame) -> list[OptimaPanel]:
     """What the figure of regularised optima plots."""
     panels = []
-    for (objective, beta), same in table.groupby(["objective", "beta"], sort=False):
+    for (objective, _), same in table.groupby(["objective", "beta"], sort=False):
         free = same[same["regulariser"] == "none"].iloc[0]
         lines = {
-            str(name): rows.sort_values("strength").assign(ood_mass=rows["ood_low"])[["strength", "ood_mass", "attained"]]
+            str(name): rows.sort_values("strength").assign(ood_mass=rows["ood_low"])[
+                ["strength", "ood_mass", "attained"]
+            ]
             for name, rows in same[same["regulariser"] != "none"].groupby("regulariser", sort=False)
         }
         reference = float(same["reference_ood_mass"].iloc[0])
         panels.append(
-            OptimaPanel(str(objective), float(beta), reference, float(free["ood_low"]), float(free["ood_high"]), lines)
+            OptimaPanel(
+                str(objective),
+                float(same["beta"].iloc[0]),
+                reference,
+                float(free["ood_low"]),
+                float(free["ood_high"]),
+                lines,
+            )
         )
     return panels
 
@@ -201,7 +209,7 @@ def draw_regularised_optima(table: pd.DataFrame) -> Figure:
             for attained, dots in line.groupby("attained"):
                 ax.plot(
                     dots["strength"], dots["ood_mass"], linestyle="none", marker=_MARKERS[name], color=_COLORS[name],
-                    markerfacecolor=_COLORS[name] if attained else "white", markersize=5.5, zorder=4,
+                    markerfacecolor=_COLORS[name] if attained else "white", markersize=_SIZES[name], zorder=4,
                 )  # fmt: skip
         log_scale(ax, table.loc[table["strength"] > 0, "strength"])
         ax.set_ylim(-0.06 * top, top)
@@ -211,7 +219,15 @@ def draw_regularised_optima(table: pd.DataFrame) -> Figure:
     handles = [_handle(name) for name in REGULARISER_NAMES if name != "none"]
     handles += [
         Line2D([], [], color=MUTED, linestyle=":", linewidth=1.4, label="the reference's"),
-        Line2D([], [], color=MUTED, linestyle="none", marker="o", markerfacecolor="white", label="approached,\nnot attained"),
+        Line2D(
+            [],
+            [],
+            color=MUTED,
+            linestyle="none",
+            marker="o",
+            markerfacecolor="white",
+            label="approached,\nnot attained",
+        ),
     ]
     figure.legend(handles=handles, loc="outside right upper", title="regulariser")
     return figure
@@ -243,18 +259,18 @@ def draw_rewards_of_equal_loss(table: pd.DataFrame) -> Figure:
     figure, axes = grid_of_axes(1, 1, panel=(6.4, 3.4))
     ax = axes[0, 0]
     styles = beta_styles(table["beta"])
-    for beta, line in table.groupby("beta", sort=True):
-        style = styles[float(beta)]
+    for _, line in table.groupby("beta", sort=True):
+        style = styles[float(line["beta"].iloc[0])]
         ax.plot(
-            line["shift"], line["ood_mass"], color=style.color, marker=style.marker, markevery=5, markersize=5,
+            line["shift"], line["ood_mass"], color=style.color, marker=style.marker, markevery=10, markersize=5,
             linewidth=1.6,
         )  # fmt: skip
-    spread = float(table["reward_loss"].max() - table["reward_loss"].min())
     ax.set_title("Eq. 3 at rewards of equal loss")
-    ax.set_title(f"reward losses equal to {spread:.0e}", loc="right", size=8.5, weight="normal", color=MUTED)
+    spread = float(table["reward_loss"].max() - table["reward_loss"].min())
+    ax.set_title(_difference(spread), loc="right", size=8.5, weight="normal", color=MUTED)
     ax.axvline(0, color=MUTED, linestyle=":", linewidth=1.2)
     ax.set_ylim(-0.03, 1.03)
-    ax.set_xlabel("Added to the reward of unseen responses [beta]; 0 is the ridge fit")
+    ax.set_xlabel("Added to the reward of unseen responses [reward]; 0 is the ridge fit")
     ax.set_ylabel("OOD mass of the optimum\n[fraction]")
     figure.legend(handles=style_handles(styles, linestyle="-"), loc="outside right upper", title="beta\n[reward / nat]")
     return figure
@@ -268,6 +284,10 @@ def _mass_axis(ax: Axes, *, vertical: bool) -> None:
         ax.set_ylim(*log_odds(np.array([0.0, 1.0])) * 1.05)
     else:
         ax.set_xticks(ticks[1:-1], labels[1:-1], rotation=45)
+
+
+def _difference(largest: float) -> str:
+    return f"losses differ by {largest:.0e}" if largest else "losses are the same"
 
 
 def _handle(name: str) -> Line2D:
