@@ -26,9 +26,9 @@ class Minimum(NamedTuple):
         gradient_norm: there.
         step_norm: of the Newton step that would come next.
         status: ``minimum``: gradient and step have vanished. ``infinity``: the gradient has vanished but the steps,
-            away from the origin, have not, as on exp(-x), whose every Newton step is 1: what is reached is the infimum to
-            rounding, the minimum does not exist. ``stalled``: neither, as at a kink, or on a plateau whose minimum lies
-            back.
+            away from the origin, have not, as on exp(-x), whose every Newton step is 1: what is reached is the infimum
+            to rounding, the minimum does not exist. ``stalled``: neither, as at a kink, or on a plateau whose minimum
+            lies back.
     """
 
     point: Float[np.ndarray, " variable"]

@@ -57,7 +57,7 @@ def _pairs(responses: ResponseSet) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-def _row(responses: ResponseSet, label: np.ndarray, drawn: int, never_compared: int) -> dict[str, float]:
+def _row(responses: ResponseSet, label: np.ndarray, drawn: int, never_compared: int) -> dict[str, int | float]:
     low, high = mass_range(responses, responses.log_reference, label)
     return {
         "preferences": drawn,
