@@ -34,7 +34,7 @@ from overopt.theory.tree_mdp import TreeData, TreeMDP, paper_data
 BAR = 1e-9
 BETAS = (0.01, 0.1, 0.5)
 MASSES = (0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999)
-#: In which a policy's move may change log probabilities [nats]: further, probabilities leave float64.
+# Of random moves in log probabilities [nats]: much further, probabilities leave float64.
 SIZE = 3.0
 
 
@@ -88,7 +88,8 @@ def random_set(seed: int) -> ResponseSet:
 def cases(num_sets: int) -> Iterator[tuple[str, ResponseSet, TreeMDP | None]]:
     """Sets by name, with their tree where they have one."""
     for mass in (0.0, 0.9):
-        yield f"paper's tree, {mass:g} on demonstrations", tree_response_set(paper_data(), demonstration_mass=mass), TreeMDP()  # fmt: skip
+        responses = tree_response_set(paper_data(), demonstration_mass=mass)
+        yield f"paper's tree, {mass:g} on demonstrations", responses, TreeMDP()
     tree = TreeMDP(2, 6)
     data = TreeData.parse(
         tree,

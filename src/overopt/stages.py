@@ -414,6 +414,7 @@ def rank_deficiency(
     lambdas: list[float] = [0.001, 0.01, 0.1, 1.0, 10.0, 100.0],  # noqa: B006
     ood_masses: list[float] = [0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999],  # noqa: B006
     draws: int = 200,
+    descent_steps: int = 1000,
     ridge: float = 0.01,
     seed: int = 0,
     out: Path = Path("outputs/rank-deficiency"),
@@ -438,6 +439,7 @@ def rank_deficiency(
         lambdas: weights of the regularisers: NLL of chosen responses, on-policy KL, chi-squared.
         ood_masses: of the policies of equal loss; unseen responses have this probability.
         draws: random orders in which preferences are drawn until nothing is left free.
+        descent_steps: of descents over all logits from different OOD masses (Adam).
         ridge: of the reward that RLHF fits by Eq. 2, which has no minimum without it.
         seed: fixes the orders.
         out: folder for tables and figures.
@@ -445,7 +447,7 @@ def rank_deficiency(
     """
     from overopt.theory_stages.rank_deficiency import Settings, chosen_response_set, run_rank_deficiency
 
-    settings = Settings(objectives, betas, lambdas, ood_masses, draws, ridge, seed)
+    settings = Settings(objectives, betas, lambdas, ood_masses, draws, descent_steps, ridge, seed)
     responses, tree = chosen_response_set(branching, depth, demonstrations, preferences, demonstration_mass, files)
     run_rank_deficiency(responses, settings, out, tracking_uri, tree=tree)
 

@@ -6,7 +6,7 @@ import pytest
 from overopt.cli import main
 from overopt.tracking.store import open_store
 
-SMALL = ["--objectives", "dpo", "ipo", "--betas", "0.5", "--lambdas", "1", "--draws", "5"]
+SMALL = ["--objectives", "ipo", "--betas", "0.5", "--lambdas", "1", "--draws", "5", "--descent-steps", "20"]
 ROWS = [
     *({"prompt": "p", "response": name, "reference_probability": 0.25} for name in "abcd"),
     {"prompt": "p", "chosen": "a", "rejected": "b"},
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_paper_s_tree_is_printed_written_drawn_and_tracked(folder, capsys):
-    main(["rank-deficiency", *SMALL, "--out", "out"])
+    main(["rank-deficiency", *SMALL, "--objectives", "dpo", "slic", "--out", "out"])
     printed = capsys.readouterr().out
     assert "rank 1, null space 26, freedom 25" in printed
     equal = pd.read_csv(folder / "out/equal_loss.csv")
@@ -76,6 +76,7 @@ def test_another_tree_takes_its_own_data(folder, capsys):
         (["--lambdas", "-1"], "lambdas > 0"),
         (["--ood-masses", "1"], "between 0 and 1"),
         (["--draws", "0"], "--draws 0"),
+        (["--descent-steps", "0"], "--descent-steps 0"),
         (["--ridge", "0"], "ridge > 0"),
         (["--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9"),
     ],

@@ -282,7 +282,7 @@ def descend_over_logits(
     loss: RegularisedLoss,
     starts: Float[np.ndarray, "policy response"],
     *,
-    num_steps: int = 600,
+    num_steps: int = 1000,
     learning_rate: float = 0.1,
 ) -> Float[np.ndarray, "policy response"]:
     """Log probabilities where descents over all logits end up: Adam with derivatives by autograd, as training has it.

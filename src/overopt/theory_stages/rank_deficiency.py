@@ -60,6 +60,7 @@ class Settings:
         lambdas: weights of the regularisers, > 0.
         ood_masses: of the policies of equal loss, between 0 and 1.
         draws: orders of random preferences.
+        descent_steps: of each descent over all logits.
         ridge: of the reward that RLHF fits, > 0.
         seed: of the first order, and of random starts.
 
@@ -72,6 +73,7 @@ class Settings:
     lambdas: Sequence[float]
     ood_masses: Sequence[float]
     draws: int
+    descent_steps: int
     ridge: float
     seed: int
 
@@ -85,6 +87,8 @@ class Settings:
             )
         if not all(0 < mass < 1 for mass in self.ood_masses):
             raise ValueError(f"need OOD masses between 0 and 1, got {', '.join(map(str, self.ood_masses))}")
+        if self.descent_steps < 1:
+            raise ValueError(f"need at least one step, got --descent-steps {self.descent_steps}")
         if self.draws < 1:
             raise ValueError(f"need at least one order of random preferences, got --draws {self.draws}")
         if not 0 < self.ridge < math.inf:
@@ -290,7 +294,7 @@ def descents_from_different_starts(responses: ResponseSet, settings: Settings) -
     rows = []
     with progress_bar() as bar:
         for case in bar.track(cases, description="descents"):
-            ends = descend_over_logits(responses, case, starts)
+            ends = descend_over_logits(responses, case, starts, num_steps=settings.descent_steps)
             for start, end in zip(starts, ends, strict=True):
                 masses = responses.ood_mass(start), responses.ood_mass(end)
                 rows.append([case.objective, case.beta, case.regulariser, case.strength, *masses])
@@ -326,7 +330,7 @@ def _log_odds(responses: ResponseSet, log_policy: np.ndarray) -> float:
 
 def key_numbers(
     responses: ResponseSet, settings: Settings, tables: dict[str, pd.DataFrame], needed: np.ndarray
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """What is logged as metrics."""
     equal = tables["equal_loss"]
     return {
@@ -343,7 +347,7 @@ def key_numbers(
 
 
 def summary(
-    responses: ResponseSet, tables: dict[str, pd.DataFrame], needed: np.ndarray, metrics: dict[str, float]
+    responses: ResponseSet, tables: dict[str, pd.DataFrame], needed: np.ndarray, metrics: dict[str, int | float]
 ) -> Iterator[str]:
     """For people."""
     yield (
@@ -443,7 +447,7 @@ def _write(tables: dict[str, pd.DataFrame], out: Path) -> Iterator[Path]:
                 yield path
 
 
-def _track(client: MlflowClient, run: str, metrics: dict[str, float], paths: Sequence[Path]) -> None:
+def _track(client: MlflowClient, run: str, metrics: dict[str, int | float], paths: Sequence[Path]) -> None:
     log_metrics(client, run, {name: value for name, value in metrics.items() if math.isfinite(value)}, step=0)
     for path in paths:
         log_artifact(client, run, path, "figures" if path.parent.name == "figures" else "tables")
