@@ -13,7 +13,7 @@ from torch import Tensor
 from overopt.objectives.preference import preference_logit, preference_loss
 from overopt.theory.newton import Derivatives, Minimum, newton_minimum
 from overopt.theory.preference_draws import mass_range
-from overopt.theory.rank_deficiency import query_matrix, row_space_basis
+from overopt.theory.rank_deficiency import log_ratio_margins, query_matrix, row_space_basis
 from overopt.theory.regularisers import REGULARISERS, Regulariser
 from overopt.theory.response_set import ResponseSet, normalised
 
@@ -268,11 +268,15 @@ def smallest_curvature(
 ) -> float:
     """Smallest eigenvalue of the Hessian by the logits, in the directions that change the policy.
 
-    Those that don't, a constant on each prompt, are left out. 0 where the loss leaves freedom.
+    Those that don't, a constant on each prompt, are left out; so are those that move a preference off a kink, where
+    the curvature is infinite. 0 where the loss leaves freedom.
     """
     logits = torch.as_tensor(log_policy, dtype=torch.float64)
     hessian = torch.autograd.functional.hessian(lambda values: loss.of_logits(responses, values), logits).numpy()
     gauge = np.equal.outer(np.arange(responses.num_prompts), responses.prompt_of).astype(float)
+    if (kink := KINKS.get(loss.objective)) is not None:
+        distances = np.abs(loss.beta * log_ratio_margins(responses, log_policy) - kink)
+        gauge = np.concatenate([gauge, query_matrix(responses)[distances < 1e-6]])
     tangent = null_space(gauge)
     return float(np.linalg.eigvalsh(tangent.T @ hessian @ tangent)[0])
 

@@ -156,7 +156,7 @@ def normalised(
     log_weights: Float[np.ndarray, " entry"], group: Int[np.ndarray, " entry"], num_groups: int
 ) -> Float[np.ndarray, " entry"]:
     """Log probabilities that sum to one over each group."""
-    return log_weights - group_logsumexp(log_weights, group, num_groups)[group]
+    return np.asarray(log_weights - group_logsumexp(log_weights, group, num_groups)[group])
 
 
 def tree_response_set(data: TreeData, *, demonstration_mass: float = 0.0) -> ResponseSet:

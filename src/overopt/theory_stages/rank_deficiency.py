@@ -448,7 +448,7 @@ def _write(tables: dict[str, pd.DataFrame], out: Path) -> Iterator[Path]:
 
 
 def _track(client: MlflowClient, run: str, metrics: dict[str, int | float], paths: Sequence[Path]) -> None:
-    log_metrics(client, run, {name: value for name, value in metrics.items() if math.isfinite(value)}, step=0)
+    log_metrics(client, run, {name: float(value) for name, value in metrics.items() if math.isfinite(value)}, step=0)
     for path in paths:
         log_artifact(client, run, path, "figures" if path.parent.name == "figures" else "tables")
 
