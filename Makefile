@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
 	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
-	tree-mdp tree-mdp-checks bench-tree-mdp
+	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -52,6 +52,10 @@ report-page: .venv/ready
 # Simulated sweeps of each law: coverage of the intervals, and how often the true law is chosen; ten minutes.
 recovery: .venv/ready
 	$(BIN)/python studies/recovery.py $(ARGS)
+
+# Policies of one loss and any OOD mass, checked token by token from their probabilities; seconds.
+rank-deficiency: .venv/ready
+	$(BIN)/python studies/rank_deficiency.py $(ARGS)
 
 # Laws against scipy and statsmodels, and against coefficients from outside the project where they are at hand.
 analysis-checks: .venv/ready

@@ -468,6 +468,56 @@ def tree_mdp(
     run_tree_mdp(study, vary, vary_seeds, out, tracking_uri)
 
 
+def rank_deficiency(
+    branching: int = 3,
+    depth: int = 3,
+    demonstrations: list[str] | None = None,
+    preferences: list[str] | None = None,
+    demonstration_mass: float = 0.9,
+    files: list[Path] | None = None,
+    objectives: list[str] = ["dpo", "ipo", "slic"],  # noqa: B006
+    betas: list[float] = [0.01, 0.1, 0.5],  # noqa: B006
+    lambdas: list[float] = [0.001, 0.01, 0.1, 1.0, 10.0, 100.0],  # noqa: B006
+    ood_masses: list[float] = [0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999],  # noqa: B006
+    draws: int = 200,
+    descent_steps: int = 1000,
+    ridge: float = 0.01,
+    seed: int = 0,
+    out: Path = Path("outputs/rank-deficiency"),
+    tracking_uri: str | None = None,
+) -> None:
+    """What preferences leave free (Sec. 4): policies of equal loss, what it takes to tell them apart, RLHF beside them.
+
+    On the tree of Fig. 6 with the data of App. E, another tree, or any finite response set from files. Exact: every
+    response is listed, nothing is sampled or trained.
+
+    Args:
+        branching: actions at every state of the tree.
+        depth: actions of a trajectory.
+        demonstrations: trajectories such as 'a0 a0 a0'; the paper's three on its tree.
+        preferences: such as 'a1 a1 a0 > a0 a0 a0'; the paper's one on its tree.
+        demonstration_mass: the tree's reference has this much on the demonstrations and spreads the rest evenly, in
+            place of an SFT policy; 0 is uniform.
+        files: instead of a tree, JSON Lines of {prompt, response, reference_probability}, all responses of each prompt,
+            with demonstration true where one is in the data otherwise; and of {prompt, chosen, rejected}.
+        objectives: direct alignment objectives, as in quickstart.
+        betas: prices of divergence [reward / nat].
+        lambdas: weights of the regularisers: NLL of chosen responses, on-policy KL, chi-squared.
+        ood_masses: of the policies of equal loss; unseen responses have this probability.
+        draws: random orders in which preferences are drawn until nothing is left free.
+        descent_steps: of descents over all logits from different OOD masses (Adam).
+        ridge: of the reward that RLHF fits by Eq. 2, which has no minimum without it.
+        seed: fixes the orders.
+        out: folder for tables and figures.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.theory_stages.rank_deficiency import Settings, chosen_response_set, run_rank_deficiency
+
+    settings = Settings(objectives, betas, lambdas, ood_masses, draws, descent_steps, ridge, seed)
+    responses, tree = chosen_response_set(branching, depth, demonstrations, preferences, demonstration_mass, files)
+    run_rank_deficiency(responses, settings, out, tracking_uri, tree=tree)
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data-report": data_report,
@@ -480,6 +530,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "export": export,
     "plan": plan,
     "tree-mdp": tree_mdp,
+    "rank-deficiency": rank_deficiency,
 }
 #: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
 FIT_OPTIONS = "fit_options"
