@@ -18,7 +18,7 @@ from overopt.analysis.figures.rank_deficiency import (
     draw_rewards_of_equal_loss,
     draw_starts,
 )
-from overopt.analysis.figures.style import drawing, rendered
+from overopt.analysis.figures.style import drawing, write_figures
 from overopt.progress import progress_bar
 from overopt.theory.chi_po import chi_po_margins, chi_po_policy_with_ood_mass
 from overopt.theory.preference_draws import draw_table, preferences_needed
@@ -41,7 +41,7 @@ from overopt.theory.regularised_optimum import (
 from overopt.theory.regularisers import REGULARISERS
 from overopt.theory.response_set import ResponseSet, read_response_set, tree_response_set
 from overopt.theory.rlhf_optimum import reward_loss, ridge_reward, rlhf_policy
-from overopt.theory.tree_mdp import PAPER_DEMONSTRATIONS, PAPER_PREFERENCES, TreeData, TreeMDP
+from overopt.theory.tree_mdp import TreeMDP, tree_data
 from overopt.tracking.runs import finishing, log_artifact, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 
@@ -149,20 +149,14 @@ def chosen_response_set(
 
     Raises:
         ValueError: options that exclude each other, data of another tree that are missing, or see
-            :func:`read_response_set`, :class:`TreeMDP` and :class:`TreeData`.
+            :func:`read_response_set`, :class:`TreeMDP` and :func:`tree_data`.
     """
-    paper_tree = TreeMDP()
     if files:
-        if (branching, depth) != (paper_tree.branching, paper_tree.depth) or demonstrations or preferences:
+        if TreeMDP(branching, depth) != TreeMDP() or demonstrations or preferences:
             raise ValueError("give --files or a tree (--branching, --depth, --demonstrations, --preferences), not both")
         return read_response_set(files), None
     tree = TreeMDP(branching, depth)
-    if tree != paper_tree and not (demonstrations and preferences):
-        raise ValueError(
-            f"a tree of branching {branching} and depth {depth} is not the paper's: name its data with "
-            f"--demonstrations 'a0 ...' and --preferences 'a1 ... > a0 ...', {depth} actions a trajectory"
-        )
-    data = TreeData.parse(tree, demonstrations or PAPER_DEMONSTRATIONS, preferences or PAPER_PREFERENCES)
+    data = tree_data(tree, demonstrations, preferences)
     return tree_response_set(data, demonstration_mass=demonstration_mass), tree
 
 
@@ -437,14 +431,8 @@ def _write(tables: dict[str, pd.DataFrame], out: Path) -> Iterator[Path]:
         table.to_csv(path, index=False)
         yield path
     with drawing():
-        for name, (source, draw) in FIGURES.items():
-            if tables[source].empty:
-                continue
-            figure = draw(tables[source])
-            for file_format in ("svg", "png"):
-                path = out / "figures" / f"{name}.{file_format}"
-                path.write_bytes(rendered(figure, file_format))
-                yield path
+        drawn = ((name, draw(tables[source])) for name, (source, draw) in FIGURES.items() if not tables[source].empty)
+        yield from write_figures(out / "figures", drawn)
 
 
 def _track(client: MlflowClient, run: str, metrics: dict[str, int | float], paths: Sequence[Path]) -> None:
