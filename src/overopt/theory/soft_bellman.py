@@ -1,7 +1,7 @@
 """The soft Bellman equation (Eq. 8 and 9) where it can be solved: backward induction over a tree.
 
-A quantity of all states of a tree is a list with one tensor a level. At level t it has one axis for each action taken so
-far, and where it belongs to the action taken there, one more: V_t has t axes, Q_t and log pi_t have t + 1.
+A quantity of all states of a tree is a list with one tensor a level. At level t it has one axis for each action taken
+so far, and where it belongs to the action taken there, one more: V_t has t axes, Q_t and log pi_t have t + 1.
 """
 
 from collections.abc import Iterable

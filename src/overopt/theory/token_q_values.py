@@ -1,7 +1,7 @@
 """Soft Q- and V-values that a policy implies, token by token: the paper's App. D (Eq. 8-12).
 
-A state is a prompt with the response so far, s_t = (x, y_<t); an action is the next token. Where a policy is optimal for
-some reward r under the price beta of divergence from its reference, it satisfies
+A state is a prompt with the response so far, s_t = (x, y_<t); an action is the next token. Where a policy is optimal
+for some reward r under the price beta of divergence from its reference, it satisfies
 
     Q(s_t, y_t) = r(s_t, y_t) + beta log pi_ref(y_t | s_t) + V(s_t+1),  V = 0 after the end of text     (8)
     V(s)        = beta log sum_a exp(Q(s, a) / beta)                                                    (9)
@@ -13,27 +13,27 @@ tokens that may follow y_t. Eq. 10 is then solved for Q:
 
     Q(s, a) = V(s) + beta log pi(a | s),    r(s_t, y_t) = V(s_t) - V(s_t+1) + beta log pi / pi_ref (y_t | s_t).
 
-**Gauge.** Any V, a number a state, goes with any policy: it shifts Q by as much, and Eq. 8 says which reward makes up for
-it. So a policy and its reference fix Q only up to a shift per state, and one must say which is meant:
+**Gauge.** Any V, a number a state, goes with any policy: it shifts Q by as much, and Eq. 8 says which reward makes up
+for it. So a policy and its reference fix Q only up to a shift per state, and one must say which is meant:
 
 - ``sparse``, the default: V = 0 at the prompt, and rewards at the end of text only. Then V(s_t) = beta log_ratio(y_<t),
   the implicit reward so far, and the one reward is beta log_ratio(y). (V(x) = 0 says that the partition function is 1.)
 - ``dense``: V = 0 in every state; the reward of a token is beta times its log-ratio.
-- ``logits``: Q = beta times the logits, which App. D writes ("the logits represent Q-values"), V = beta logsumexp of them.
+- ``logits``: Q = beta times the logits, as App. D has it ("the logits represent Q-values"), V = beta logsumexp of them.
   A softmax doesn't see a shift of all logits, so nothing in training fixes this V.
 
-On the gauge depend Q, V, and the reward of each token. Not on it: the advantage Q - V = beta log pi; the sum of a finished
-response's rewards less V(x), which is beta log_ratio(y); the shares of the bootstrapping term's mass; and all differences
-of values within a state, such as those that :func:`value_above_mean` and its kin give.
+On the gauge depend Q, V, and the reward of each token. Not on it: the advantage Q - V = beta log pi; the sum of a
+finished response's rewards less V(x), which is beta log_ratio(y); the shares of the bootstrapping term's mass; and all
+differences of values within a state, such as those that :func:`value_above_mean` and its kin give.
 
 **Bootstrapping.** V(s) is a sum over all tokens, those among them that no response in the data ever took after that
 prefix. The mass of action a in it is exp((Q - V) / beta) = pi(a | s), hence the share of unseen tokens is pi of them.
 
-**Optimism.** The paper says that by Eq. 12 a smaller beta is more optimistic. That depends on what stays fixed. With the
-reference's share taken out of Q, reward-to-go R(s, a) = Q(s, a) - beta log pi_ref(a | s) = r + V(next state), Eq. 9 is
-V = beta log E_{a ~ pi_ref} exp(R / beta): at fixed R it falls with beta, from max R (beta -> 0) to E_ref R (beta ->
-infinity), and the claim holds. At fixed Q, as Eq. 12 is written, V grows with beta: from max Q without bound, by at most
-beta log(number of tokens). Two policies trained at two betas share neither R nor Q.
+**Optimism.** The paper says that by Eq. 12 a smaller beta is more optimistic. That depends on what stays fixed. With
+the reference's share taken out of Q, reward-to-go R(s, a) = Q(s, a) - beta log pi_ref(a | s) = r + V(next state),
+Eq. 9 is V = beta log E_{a ~ pi_ref} exp(R / beta): at fixed R it falls with beta, from max R (beta -> 0) to E_ref R
+(beta -> infinity), and the claim holds. At fixed Q, as Eq. 12 is written, V grows with beta: from max Q without bound,
+V - max Q being at most beta log(number of tokens). Two policies trained at two betas share neither R nor Q.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +42,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from overopt.packed_tokens import TokenIds
 
 
 class TokenValues(NamedTuple):
@@ -61,8 +63,8 @@ class TokenValues(NamedTuple):
 
 
 Gauge = Callable[[Float[Tensor, " token"], Float[Tensor, " token"], float], Float[Tensor, " token+1"]]
-"""Log-ratios of a response's tokens and logsumexp of the logits in each state [nats], beta -> V of each state and of the
-one after the last token, as if the text went on there."""
+"""Log-ratios of a response's tokens and logsumexp of the logits in each state [nats], beta -> V of each state and of
+the one after the last token, as if the text went on there."""
 
 
 def sparse_gauge(
@@ -136,12 +138,12 @@ def token_values(
 def soft_maximum(
     values: Float[Tensor, "*state action"], beta: float, log_weights: Float[Tensor, "*state action"] | None = None
 ) -> Float[Tensor, "*state"]:
-    """beta log sum_a w_a exp(values_a / beta): Eq. 9, with weights 1 unless given.
+    """Eq. 9 with weights, beta log sum_a w_a exp(values_a / beta) [reward].
 
     Args:
         values: of each action [reward].
         beta: > 0 [reward / nat].
-        log_weights: such as log pi_ref [nats].
+        log_weights: such as log pi_ref [nats]; 0 by default.
 
     Raises:
         ValueError: beta is not positive.
@@ -154,9 +156,7 @@ def soft_maximum(
     return beta * torch.logsumexp(exponents if log_weights is None else exponents + log_weights, dim=-1)
 
 
-def unseen_share(
-    log_probs: Float[Tensor, "state token"], seen: Bool[Tensor, "state token"]
-) -> Float[Tensor, " state"]:
+def unseen_share(log_probs: Float[Tensor, "state token"], seen: Bool[Tensor, "state token"]) -> Float[Tensor, " state"]:
     """Share of the bootstrapping term's mass on tokens that the data never took in that state.
 
     A sum over the unseen, not 1 minus a sum over the seen: a small share keeps its digits.
@@ -235,7 +235,7 @@ def values_at_fixed_q(
     return torch.stack([soft_maximum(advantages, other) - largest for other in other_betas], dim=1)
 
 
-def seen_tokens(response: Sequence[int], data: Sequence[Sequence[int]]) -> list[set[int]]:
+def seen_tokens(response: TokenIds, data: Sequence[TokenIds]) -> list[set[int]]:
     """For each place of a response, the tokens that responses of the data took after the same prefix.
 
     Args:
@@ -245,14 +245,16 @@ def seen_tokens(response: Sequence[int], data: Sequence[Sequence[int]]) -> list[
     Returns:
         As many sets as the response has tokens; empty where no response of the data has this prefix.
 
-    >>> seen_tokens([5, 6, 7], [[5, 6, 0], [5, 8], [9]])
-    [{5, 9}, {6, 8}, {0}]
-    >>> seen_tokens([9, 6, 7], [[9, 0]])
-    [{9}, {0}, set()]
+    >>> import numpy as np
+    >>> data = [np.array([5, 6, 0]), np.array([5, 8]), np.array([9])]
+    >>> seen_tokens(np.array([5, 6, 7]), data)
+    [{9, 5}, {8, 6}, {0}]
+    >>> seen_tokens(np.array([9, 6, 7]), data)
+    [{9, 5}, set(), set()]
     """
     seen = []
     alike = list(data)
-    for place, token in enumerate(response):
+    for place, token in enumerate(response.tolist()):
         longer = [other for other in alike if len(other) > place]
         seen.append({int(other[place]) for other in longer})
         alike = [other for other in longer if other[place] == token]
