@@ -415,9 +415,10 @@ def token_q(
 ) -> None:
     """Soft Q- and V-values of aligned policies, token by token: bootstrapping on unseen tokens, optimism (App. D).
 
-    Writes a row a token (tokens/RUN.parquet), means over prompts (summary.csv), V at other betas (values_at_betas.csv)
-    and figures: heat maps over the text, curves over training and over beta. Each policy's reference is the row at 0
-    examples. Unseen are the tokens that no labelled response to the prompt takes after the same prefix.
+    Writes a row a token (tokens/RUN.parquet), means over prompts (summary.csv), V of the last checkpoints at other
+    betas (values_at_betas.csv) and figures: heat maps over the text, curves over training and over beta. Each policy's
+    reference is the row at 0 examples. Unseen are the tokens that no labelled response to the prompt takes after the
+    same prefix.
 
     Args:
         checkpoints: .ckpt files, or folders of examples-*.ckpt files, one a run; several, of different betas, give

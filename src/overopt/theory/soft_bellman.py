@@ -15,6 +15,9 @@ from torch import Tensor
 from overopt.theory.token_q_values import soft_maximum
 from overopt.theory.tree_mdp import TreeMDP
 
+Levels = list[Float[Tensor, "..."]]
+"""A tensor a level of a tree, from the start on."""
+
 
 class SoftValues(NamedTuple):
     """Values of all states of a tree, a tensor a level [reward].
@@ -24,17 +27,15 @@ class SoftValues(NamedTuple):
         values: V_t of each state, t axes; V_0 is the start's.
     """
 
-    q_values: list[Float[Tensor, "*actions"]]
-    values: list[Float[Tensor, "*actions"]]
+    q_values: Levels
+    values: Levels
 
-    def log_probs(self, beta: float) -> list[Float[Tensor, "*actions"]]:
+    def log_probs(self, beta: float) -> Levels:
         """The policy that they mean (Eq. 10), a tensor a level [nats]."""
         return [(q - v[..., None]) / beta for q, v in zip(self.q_values, self.values, strict=True)]
 
 
-def backward_induction(
-    rewards: Float[Tensor, "*actions"], reference_log_probs: list[Float[Tensor, "*actions"]], beta: float
-) -> SoftValues:
+def backward_induction(rewards: Float[Tensor, "*actions"], reference_log_probs: Levels, beta: float) -> SoftValues:
     """Solve Eq. 8 and 9 from the leaves up, for rewards at the leaves only.
 
     Args:
@@ -55,7 +56,7 @@ def backward_induction(
     return SoftValues(q_values, values)
 
 
-def trajectory_log_probs(log_probs: list[Float[Tensor, "*actions"]]) -> Float[Tensor, "*actions"]:
+def trajectory_log_probs(log_probs: Levels) -> Float[Tensor, "*actions"]:
     """Of each trajectory, out of those of each state's actions [nats]."""
     total = log_probs[0]
     for level in log_probs[1:]:
@@ -63,7 +64,7 @@ def trajectory_log_probs(log_probs: list[Float[Tensor, "*actions"]]) -> Float[Te
     return total
 
 
-def conditional_log_probs(trajectories: Float[Tensor, "*actions"]) -> list[Float[Tensor, "*actions"]]:
+def conditional_log_probs(trajectories: Float[Tensor, "*actions"]) -> Levels:
     """Of each state's actions, out of those of trajectories [nats], which may lack a common constant."""
     levels: list[Tensor] = []
     reached = trajectories
@@ -74,9 +75,7 @@ def conditional_log_probs(trajectories: Float[Tensor, "*actions"]) -> list[Float
     return levels
 
 
-def implied_values(
-    log_probs: list[Float[Tensor, "*actions"]], reference_log_probs: list[Float[Tensor, "*actions"]], beta: float
-) -> SoftValues:
+def implied_values(log_probs: Levels, reference_log_probs: Levels, beta: float) -> SoftValues:
     """What a policy implies in the sparse gauge: V = beta log_ratio so far, Q = V + beta log pi."""
     q_values: list[Tensor] = []
     values: list[Tensor] = []
@@ -89,9 +88,9 @@ def implied_values(
 
 
 def bellman_residual(
-    q_values: list[Float[Tensor, "*actions"]],
+    q_values: Levels,
     rewards: Float[Tensor, "*actions"],
-    reference_log_probs: list[Float[Tensor, "*actions"]],
+    reference_log_probs: Levels,
     beta: float,
 ) -> float:
     """Largest difference between the two sides of Eq. 8, V worked out from Q by Eq. 9 [reward].

@@ -28,7 +28,7 @@ from overopt.progress import progress_bar
 from overopt.theory.soft_bellman import check_tree
 from overopt.theory.token_q_values import GAUGES
 from overopt.theory.tree_mdp import TreeMDP
-from overopt.theory_stages.token_q_measurements import Measurements, Part, ResponseKind, TokenMeasurer
+from overopt.theory_stages.token_q_measurements import BETA_FACTORS, Part, ResponseKind, TokenMeasurer
 from overopt.theory_stages.token_q_tables import mean_and_error, summarise
 from overopt.tracking.runs import log_artifact, log_metrics, require_run, set_tags
 from overopt.tracking.store import open_store
@@ -83,6 +83,11 @@ class AlignedRun:
         return float(alignment_of(self.first).beta)
 
     @property
+    def other_betas(self) -> list[float]:
+        """Prices that V of the last checkpoint is taken at too [reward / nat]."""
+        return [self.beta * factor for factor in BETA_FACTORS]
+
+    @property
     def keys(self) -> dict[str, Any]:
         """What its rows have in common."""
         objective = alignment_of(self.first).objective
@@ -119,7 +124,12 @@ def measure_token_q(
             for examples_seen, location, policy in _policies(run, measurer.reference):
                 key = {**run.keys, "examples_seen": examples_seen, "checkpoint": location}
                 try:
-                    measured: Measurements = measurer.measure(policy, run.beta, lambda n: progress.advance(task, n))
+                    measured = measurer.measure(
+                        policy,
+                        run.beta,
+                        lambda number: progress.advance(task, number),
+                        other_betas=run.other_betas if location == str(run.paths[-1]) else (),
+                    )
                 except ValueError as error:
                     raise ValueError(f"{location}: {error}") from error
                 rows.append(measured.tokens.assign(**key))
@@ -238,7 +248,9 @@ def _write_figures(
     """Draw what the tables carry; the files of each figure by its name."""
     with drawing():
         figures = {
-            f"heat_map_{label}": draw_heat_map(heat_map_texts(rows, prompts), str(label))
+            f"heat_map_{label}": draw_heat_map(
+                heat_map_texts(rows, prompts), f"{label} after {rows['examples_seen'].iloc[0]:,} examples"
+            )
             for label, rows in last_checkpoints(tokens).groupby("run", sort=False)
         }
         figures["over_training"] = draw_over_training(summary)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
@@ -98,7 +98,8 @@ class Measurements(NamedTuple):
 
     Attributes:
         tokens: a row a token of each response.
-        curves: a row a prompt, response and other beta: V at that price, averaged over the response's states.
+        curves: a row a prompt, response and other beta: V at that price, averaged over the response's states; empty
+            unless asked for.
     """
 
     tokens: pd.DataFrame
@@ -140,7 +141,12 @@ class TokenMeasurer:
         self._texts: dict[int, str] = {}
 
     def measure(
-        self, policy: Policy, beta: float, on_prompts: Callable[[int], None] = lambda number: None
+        self,
+        policy: Policy,
+        beta: float,
+        on_prompts: Callable[[int], None] = lambda number: None,
+        *,
+        other_betas: Sequence[float] = (),
     ) -> Measurements:
         """Soft values at each token of each response.
 
@@ -148,31 +154,32 @@ class TokenMeasurer:
             policy: may be the reference itself, whose log-ratios are 0.
             beta: price of divergence that it was trained at [reward / nat].
             on_prompts: told how many more prompts are done.
+            other_betas: prices to take V at too, which costs several times the rest [reward / nat].
 
         Raises:
             ValueError: the policy's log-probabilities are not numbers.
         """
         policy.eval()
         groups = [PromptGroup(np.asarray(p.prompt.token_ids, np.int32), r) for p, r in self._responses(policy)]
-        betas = [beta * factor for factor in BETA_FACTORS]
         tokens: list[pd.DataFrame] = []
         curves: list[pd.DataFrame] = []
         for places, packed in self._data.packing.batches(groups, self._padding):
             of_batch = [(self.prompts[place], response) for place in places for response in groups[place].responses]
             seen = [s for prompt, response in of_batch for s in seen_tokens(response, prompt.labelled)]
-            states = self._states(policy, packed, seen, beta, betas)
+            states = self._states(policy, packed, seen, beta, other_betas)
             lengths = packed.lengths().tolist()
             by_response = {name: values.split(lengths) for name, values in states.items()}
             for number, (prompt, response) in enumerate(of_batch):
                 of_response = {name: values[number] for name, values in by_response.items()}
                 key = {"prompt_id": prompt.prompt.prompt_id, "response": self._kinds[number % len(self._kinds)]}
                 tokens.append(self._token_rows(key, response, of_response, beta))
-                curves.append(_curve_rows(key, of_response, betas))
+                if other_betas:
+                    curves.append(_curve_rows(key, of_response, other_betas))
             on_prompts(len(places))
         table = pd.concat(tokens, ignore_index=True)
         if not np.isfinite(table[["log_prob", "reference_log_prob"]].to_numpy()).all():
             raise ValueError("log-probabilities are not finite numbers: its training has diverged")
-        return Measurements(table, pd.concat(curves, ignore_index=True))
+        return Measurements(table, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame())
 
     def _responses(self, policy: Policy) -> list[tuple[LabelledPrompt, tuple[TokenIds, ...]]]:
         sampled = self._reference_samples if policy is self.reference else self._samples(policy)
@@ -202,7 +209,7 @@ class TokenMeasurer:
         packed: PackedTokens,
         seen: Sequence[set[int]],
         beta: float,
-        betas: Sequence[float],
+        other_betas: Sequence[float],
     ) -> dict[str, Tensor]:
         """Everything that needs the whole vocabulary, for each state of a batch, on the CPU."""
         tokens = move_data_to_device(packed, policy.causal_lm.device)
@@ -213,7 +220,7 @@ class TokenMeasurer:
         for part, logits in chunks:
             reference_logits = logits if is_reference else next(others).logits
             mask = _mask(seen[part], logits)
-            parts.append(measure_states(logits, reference_logits, tokens.targets[part], mask, beta, betas))
+            parts.append(measure_states(logits, reference_logits, tokens.targets[part], mask, beta, other_betas))
         of_chunks = {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
         return of_chunks | {"prefix_seen": torch.tensor([bool(tokens) for tokens in seen])}
 
@@ -267,7 +274,7 @@ _CURVES = ("at_fixed_reward", "at_fixed_q")
 def measure_states(
     logits: Float[Tensor, "state vocabulary"],
     reference_logits: Float[Tensor, "state vocabulary"],
-    taken: Tensor,
+    taken: Int[Tensor, " state"],
     seen: Bool[Tensor, "state vocabulary"],
     beta: float,
     other_betas: Sequence[float],
@@ -284,7 +291,7 @@ def measure_states(
     """
     with torch.inference_mode():
         log_probs, reference = logits.double().log_softmax(dim=1), reference_logits.double().log_softmax(dim=1)
-        return {
+        states = {
             "log_prob": log_probs.gather(1, taken[:, None]).squeeze(1),
             "reference_log_prob": reference.gather(1, taken[:, None]).squeeze(1),
             "log_normaliser": logits.double().logsumexp(dim=1),
@@ -293,9 +300,11 @@ def measure_states(
             "optimism": value_above_mean(log_probs, reference, beta),
             "headroom": value_below_max(log_probs, reference, beta),
             "value_above_max_q": value_above_max_q(log_probs, beta),
-            "at_fixed_reward": values_at_fixed_reward(log_probs, reference, beta, other_betas),
-            "at_fixed_q": values_at_fixed_q(log_probs, beta, other_betas),
         }
+        if other_betas:
+            states["at_fixed_reward"] = values_at_fixed_reward(log_probs, reference, beta, other_betas)
+            states["at_fixed_q"] = values_at_fixed_q(log_probs, beta, other_betas)
+        return states
 
 
 def _mask(seen: Sequence[set[int]], logits: Float[Tensor, "state vocabulary"]) -> Bool[Tensor, "state vocabulary"]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 _ON_DATA = ("unseen_share", "reference_unseen_share", "unseen_share_change")
 """Averaged over the states whose prefix the data has; elsewhere nothing is seen, and the share is 1 by definition."""
-_ALL_STATES = ("optimism", "headroom", "value_above_max_q", "value", "q_value", "off_data_share")
+_ALL_STATES = ("optimism", "headroom", "optimism_share", "value_above_max_q", "value", "q_value", "off_data_share")
 
 
 def summarise(tokens: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -24,6 +24,8 @@ def summarise(tokens: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     rows = tokens.assign(
         unseen_share_change=tokens["unseen_share"] - tokens["reference_unseen_share"],
         off_data_share=1.0 - tokens["prefix_seen"],
+        # The reference has neither, hence no share.
+        optimism_share=tokens["optimism"] / (tokens["optimism"] + tokens["headroom"]).where(lambda range_: range_ > 0),
         implicit_reward=tokens["beta"] * (tokens["log_prob"] - tokens["reference_log_prob"]),
     )
     by_response = [*keys, "prompt_id"]

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, TwoSlopeNorm, to_rgb
+from matplotlib.colors import PowerNorm, TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
@@ -26,12 +27,15 @@ from overopt.analysis.figures.style import (
     grid_of_axes,
     label_rows,
     log_scale,
+    log_ticks,
     objective_title,
     style_handles,
 )
 
-END = "⏹"
+END = "■"
 """Stands for the end of text, which is no text."""
+OFF_DATA = "#e5e7eb"
+"""Colour of a state that no labelled response reaches: nothing is seen there, so a share says nothing."""
 LINE_LENGTH = 44
 """Characters in a line of a heat map."""
 _FONT = "DejaVu Sans Mono"
@@ -54,7 +58,7 @@ def drawn_token(text: str) -> str:
     r"""A token as it can be drawn on one line, whatever it holds.
 
     >>> drawn_token(" if\n\tx"), drawn_token("<|endoftext|>"), drawn_token("\x00\u2028"), drawn_token("")
-    (' if⏎→x', '⏹', '··', '∅')
+    (' if⏎→x', '■', '··', '∅')
     """
     if text.startswith("<|") and text.endswith("|>"):
         return END
@@ -86,7 +90,7 @@ class HeatMapText:
     Attributes:
         title: what response to which prompt.
         tokens: as they are drawn.
-        values: of each token, by column of :data:`HEAT_MAP_COLUMNS`.
+        values: of each token, by column of :data:`HEAT_MAP_COLUMNS`; shares are NaN off the data.
     """
 
     title: str
@@ -113,15 +117,15 @@ def heat_map_texts(tokens: pd.DataFrame, prompts: dict[str, str], num_prompts: i
     for prompt_id in tokens["prompt_id"].drop_duplicates().iloc[:num_prompts]:
         of_prompt = tokens[tokens["prompt_id"] == prompt_id]
         for response, rows in of_prompt.groupby("response", sort=False):
-            ratios = rows["log_prob"] - rows["reference_log_prob"]
+            ratios, on_data = rows["log_prob"] - rows["reference_log_prob"], rows["prefix_seen"].astype(bool)
             prompt = "".join(drawn_token(character) for character in prompts[prompt_id].rstrip())
             texts.append(
                 HeatMapText(
                     title=f"{response}, after: {textwrap.shorten(prompt[-110:], 110, placeholder='')}",
                     tokens=tuple(drawn_token(token)[:LINE_LENGTH] for token in rows["token"]),
                     values={
-                        "reference_unseen_share": rows["reference_unseen_share"].to_numpy(float),
-                        "unseen_share": rows["unseen_share"].to_numpy(float),
+                        "reference_unseen_share": rows["reference_unseen_share"].where(on_data).to_numpy(float),
+                        "unseen_share": rows["unseen_share"].where(on_data).to_numpy(float),
                         "implicit_reward": (rows["beta"] * ratios).cumsum().to_numpy(float),
                     },
                 )
@@ -135,9 +139,11 @@ def draw_heat_map(texts: list[HeatMapText], title: str) -> Figure:
     The implicit reward so far is V of the next state in the sparse gauge; it and the shares depend on no gauge.
     """
     largest = max([float(np.abs(text.values["implicit_reward"]).max()) for text in texts] + [1e-12])
+    shares = mpl.colormaps["YlOrBr"].with_extremes(bad=OFF_DATA)
     scales = {
-        "reference_unseen_share": ScalarMappable(Normalize(0, 1), "YlOrBr"),
-        "unseen_share": ScalarMappable(Normalize(0, 1), "YlOrBr"),
+        # Most shares are near 1: the power spreads them.
+        "reference_unseen_share": ScalarMappable(PowerNorm(3, 0, 1), shares),
+        "unseen_share": ScalarMappable(PowerNorm(3, 0, 1), shares),
         "implicit_reward": ScalarMappable(TwoSlopeNorm(0, -largest, largest), "RdBu"),
     }
     places = [lines_of([len(token) for token in text.tokens]) for text in texts]
@@ -147,12 +153,23 @@ def draw_heat_map(texts: list[HeatMapText], title: str) -> Figure:
     size = (2 * margin + 3 * width + 2 * gap, top + bottom + sum(above + _LINE * lines for lines in num_lines))
     figure = Figure(figsize=size)
     figure.text(margin / size[0], 1 - 0.22 / size[1], title, weight="bold", size=11, va="center")
+    figure.text(
+        1 - margin / size[0],
+        1 - 0.22 / size[1],
+        f"{END} end of text   ⏎ line break   · no glyph   grey: no labelled response has this prefix",
+        size=7.5,
+        color=MUTED,
+        ha="right",
+        va="center",
+        family=_FONT,
+    )
     lefts = {column: margin + place * (width + gap) for place, column in enumerate(scales)}
     for column, scale in scales.items():
         left = lefts[column] / size[0]
         figure.text(left, 1 - 0.52 / size[1], HEAT_MAP_COLUMNS[column], size=9, va="center")
         bar = figure.add_axes((left, 0.36 / size[1], width / size[0], 0.1 / size[1]))
-        figure.colorbar(scale, cax=bar, orientation="horizontal")
+        ticks = None if column == "implicit_reward" else [0, 0.5, 0.7, 0.8, 0.9, 1]
+        figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=ticks).minorticks_off()
         bar.tick_params(labelsize=7.5)
     y = size[1] - top
     for text, of_text, lines in zip(texts, places, num_lines, strict=True):
@@ -177,8 +194,9 @@ def _draw_tokens(ax: Axes, tokens: Sequence[str], places: Sequence[tuple[int, in
 
 
 MOVED = {
-    "unseen_share_change": "Share of the bootstrap's mass on\nunseen tokens, less the reference's",
+    "unseen_share_change": "Unseen share of the bootstrap,\nless the reference's",
     "optimism": "Optimism V - E_ref R\n[reward]",
+    "optimism_share": "Optimism, as a share of\nmax R - E_ref R",
 }
 """Columns of the summary that curves are drawn of."""
 
@@ -186,6 +204,7 @@ MOVED = {
 def draw_over_training(summary: pd.DataFrame) -> Figure:
     """What moves along training: a column a kind of response, a line a run."""
     figure, axes, styles = _prepared(summary)
+    most = int(summary["examples_seen"].max())
     for (_, response), rows in summary.groupby(["run", "response"], sort=False):
         steps = rows.sort_values("examples_seen")
         style = styles[float(rows["beta"].iloc[0])]
@@ -197,6 +216,7 @@ def draw_over_training(summary: pd.DataFrame) -> Figure:
             )  # fmt: skip
             ax.plot(steps["examples_seen"], steps[value], color=style.color, linewidth=1.6)
             _draw_checkpoints(ax, steps, "examples_seen", value, style)
+            ax.set_xlim(-0.03 * most, 1.04 * most)
             ax.set_xlabel("Examples seen")
     return figure
 
@@ -221,12 +241,12 @@ def draw_over_betas(summary: pd.DataFrame) -> Figure:
 
 def _prepared(summary: pd.DataFrame) -> tuple[Figure, Any, dict[float, DotStyle]]:
     responses = list(summary["response"].drop_duplicates())
-    figure, axes = grid_of_axes(len(MOVED), len(responses), panel=(3.9, 2.7))
+    figure, axes = grid_of_axes(len(MOVED), len(responses), panel=(3.9, 2.5))
     objectives = ", ".join(map(objective_title, summary["objective"].drop_duplicates()))
     for column, response in zip(axes.T, responses, strict=True):
         level = summary.loc[summary["response"] == response, "reference_unseen_share"].mean()
         column[0].set_title(f"{objectives}: {response}")
-        column[0].set_title(f"reference: {level:.3f}", loc="right", size=8.5, weight="normal", color=MUTED)
+        column[0].set_title(f"reference's: {level:.3f}", loc="right", size=8.5, weight="normal", color=MUTED)
         for ax in column:
             ax.axhline(0.0, color=MUTED, linewidth=1, linestyle=(0, (2, 3)), zorder=1)
     for row, label in zip(axes, MOVED.values(), strict=True):
@@ -258,23 +278,27 @@ AT_OTHER_BETAS = {
 def draw_values_against_beta(values: pd.DataFrame) -> Figure:
     """V of the last checkpoints' states were the price another: with the rewards, and with Q, left as they are."""
     response = values["response"].iloc[0]
-    last = last_checkpoints(values[values["response"] == response])
+    last = values[values["response"] == response]
     styles = beta_styles(last["beta"])
-    figure, axes = grid_of_axes(1, len(AT_OTHER_BETAS), panel=(4.6, 3.4))
+    figure, axes = grid_of_axes(1, len(AT_OTHER_BETAS), panel=(5.0, 3.6))
+    own = last.loc[((last["other_beta"] - last["beta"]).abs()).groupby(last["run"]).idxmin()]
     for ax, (column, (title, label)) in zip(axes[0], AT_OTHER_BETAS.items(), strict=True):
-        for _, rows in last.groupby("run", sort=False):
+        for run, rows in last.groupby("run", sort=False):
             rows = rows.sort_values("other_beta")
-            own = rows.iloc[[int((rows["other_beta"] - rows["beta"]).abs().argmin())]]
             style = styles[float(rows["beta"].iloc[0])]
             ax.plot(rows["other_beta"], rows[column], color=style.color, linewidth=1.6)
-            _draw_checkpoints(ax, own, "other_beta", column, style)
+            _draw_checkpoints(ax, own[own["run"] == run], "other_beta", column, style)
             if column == "at_fixed_reward":
                 limit = float(rows["at_fixed_reward_limit"].iloc[0])
                 ax.plot(rows["other_beta"].iloc[[0, 5]], [limit] * 2, color=style.color, linewidth=1, linestyle=":")
         log_scale(ax, last["other_beta"])
         largest = float(last[column].max())
+        low, high = min(1e-4 * largest, 0.5 * float(own[column].min())), 2 * largest
         ax.set_yscale("log")
-        ax.set_ylim(1e-4 * largest, 2 * largest)
+        ax.set_ylim(low, high)
+        ticks = log_ticks(low, high)
+        ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_yticks([], minor=True)
         ax.set_title(title)
         ax.set_title(f"{response} responses", loc="right", size=8.5, weight="normal", color=MUTED)
         ax.set_xlabel("beta that V is taken at [reward / nat]")
