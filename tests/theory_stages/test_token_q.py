@@ -274,8 +274,9 @@ def test_runs_of_one_beta_keep_apart_and_mixed_folders_are_refused(aligned, tmp_
     mixed.mkdir()
     for number, folder in enumerate(aligned):
         (mixed / f"examples-{number:08d}.ckpt").write_bytes((folder / "last.ckpt").read_bytes())
-    with pytest.raises(ValueError, match=r"mixes runs: .* has beta 0.05, .* 0.5"):
-        open_runs([mixed])
+    with pytest.raises(ValueError, match=r"00001.ckpt is of another run than .*00000.ckpt: beta 0.5, not 0.05"):
+        measure_token_q([mixed], TokenQSettings(2, ("chosen",)), tmp_path / "out", None, None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_diverged_policy_is_named_and_nothing_is_written(aligned, tmp_path):

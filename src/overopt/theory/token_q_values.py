@@ -168,7 +168,7 @@ def unseen_share(log_probs: Float[Tensor, "state token"], seen: Bool[Tensor, "st
     >>> unseen_share(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[True, False, False]])).tolist()
     [0.5]
     """
-    return log_probs.masked_fill(seen, -torch.inf).logsumexp(dim=1).exp()
+    return log_probs.masked_fill(seen, -torch.inf).exp().sum(dim=1)
 
 
 def value_above_mean(

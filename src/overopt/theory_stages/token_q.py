@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class AlignedRun:
     Attributes:
         label: tells it from the others, such as ``dpo-beta0.1``.
         paths: its checkpoints, by examples seen.
-        first: the content of the first one; all share objective, reference and data.
+        first: the content of the first one, without weights; all share objective, reference and data.
         run_id: MLflow run to log to; empty without one.
     """
 
@@ -162,7 +162,7 @@ def open_runs(locations: Sequence[Path], run_id: str | None = None) -> list[Alig
         run_id: MLflow run to log to; those that trained the checkpoints by default.
 
     Raises:
-        ValueError: no place, the same twice, nothing or no aligned policy there, or one run id for several runs.
+        ValueError: no place, the same twice, no aligned policy there, or one run id for several runs.
     """
     if not locations:
         raise ValueError("name a .ckpt file of an aligned policy, or a folder of examples-*.ckpt; several, for curves")
@@ -185,21 +185,13 @@ def _checkpoints(location: Path) -> tuple[tuple[Path, ...], ModelCheckpoint]:
     paths = checkpoint_paths(location) if location.is_dir() else [location]
     if not paths or not paths[0].is_file():
         raise ValueError(f"no checkpoints at {location}: expected a .ckpt file or a folder of examples-*.ckpt")
-    contents = [read_model_checkpoint(path) for path in paths]
-    first = contents[0]
-    for path, content in zip(paths, contents, strict=True):
-        if content.training["stage"] != "align":
-            raise ValueError(
-                f"{path} was written by stage {content.training['stage']!r}; only aligned policies have a reference, "
-                "and a beta that their values are in"
-            )
-        for name in ("objective", "beta", "reference"):
-            if content.training[name] != first.training[name]:
-                raise ValueError(
-                    f"{location} mixes runs: {paths[0].name} has {name} {first.training[name]}, {path.name} "
-                    f"{content.training[name]}"
-                )
-    return tuple(paths), first
+    first = read_model_checkpoint(paths[0])
+    if first.training["stage"] != "align":
+        raise ValueError(
+            f"{paths[0]} was written by stage {first.training['stage']!r}; only aligned policies have a reference, "
+            "and a beta that their values are in"
+        )
+    return tuple(paths), replace(first, weights={})  # which may be gigabytes
 
 
 def _measurer(run: AlignedRun, settings: TokenQSettings, known: dict[str, TokenMeasurer]) -> TokenMeasurer:
@@ -224,13 +216,19 @@ def _measurer(run: AlignedRun, settings: TokenQSettings, known: dict[str, TokenM
 def _policies(run: AlignedRun, reference: Policy) -> Iterator[tuple[int, str, Policy]]:
     """Examples seen, place and policy: the reference, then each checkpoint, one in memory at a time."""
     yield 0, str(run.first.training["reference"]), reference
+    first = _identity(run.first)
     for path in run.paths:
         checkpoint = read_model_checkpoint(path)
-        if checkpoint.description.shape != run.first.description.shape:
-            raise ValueError(
-                f"{path} holds a {checkpoint.description.shape}; {run.paths[0]} a {run.first.description.shape}"
-            )
+        for name, value in _identity(checkpoint).items():
+            if value != first[name]:
+                raise ValueError(f"{path} is of another run than {run.paths[0]}: {name} {value}, not {first[name]}")
         yield int(checkpoint.training["examples_seen"]), str(path), open_policy(path)
+
+
+def _identity(checkpoint: ModelCheckpoint) -> dict[str, Any]:
+    """What the checkpoints of a run have in common."""
+    shared = {name: checkpoint.training.get(name) for name in ("stage", "objective", "beta", "reference")}
+    return {**shared, "architecture": checkpoint.description.shape}
 
 
 def _tokens_path(out: Path, label: str) -> Path:

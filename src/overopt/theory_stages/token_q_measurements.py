@@ -283,18 +283,21 @@ def measure_states(
 
     Args:
         logits: the policy's.
-        reference_logits: the reference's.
+        reference_logits: the reference's; the same tensor where it is read itself.
         taken: the token that the response takes.
         seen: the tokens that labelled responses take after the same prefix.
         beta: price of divergence [reward / nat].
         other_betas: other prices to take V at.
     """
     with torch.inference_mode():
-        log_probs, reference = logits.double().log_softmax(dim=1), reference_logits.double().log_softmax(dim=1)
+        log_normalisers = logits.double().logsumexp(dim=1)
+        log_probs = logits.double() - log_normalisers[:, None]
+        # One and the same where the reference is read: its log-ratios are 0, and not nearly so.
+        reference = log_probs if reference_logits is logits else reference_logits.double().log_softmax(dim=1)
         states = {
             "log_prob": log_probs.gather(1, taken[:, None]).squeeze(1),
             "reference_log_prob": reference.gather(1, taken[:, None]).squeeze(1),
-            "log_normaliser": logits.double().logsumexp(dim=1),
+            "log_normaliser": log_normalisers,
             "unseen_share": unseen_share(log_probs, seen),
             "reference_unseen_share": unseen_share(reference, seen),
             "optimism": value_above_mean(log_probs, reference, beta),
