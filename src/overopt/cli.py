@@ -94,8 +94,12 @@ def _run_stage(name: str, arguments: list[str]) -> None:
         stage, as_group=False, as_positional=not takes_fit, skip={FIT_OPTIONS}, sub_configs=True
     )
     told = with_class_paths(with_flags(normalise_options(arguments, lists), flags))
-    if next(iter(options), None) in lists:
-        told = with_places_as_list(told)
+    for place in inspect.signature(stage).parameters.values():
+        if place.default is inspect.Parameter.empty and place.name in lists and not takes_fit:
+            told = with_places_as_list(told)
+            for action in parser._actions:
+                if action.dest == place.name:  # jsonargparse would show a list as JSON
+                    action.metavar = f"{place.name.upper()} ..."
     parsed = parser.parse_args(told)
     values: dict[str, Any] = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
