@@ -123,6 +123,7 @@ def test_each_token_satisfies_eq_8_to_10_over_the_whole_vocabulary_of_the_stock_
             checked += len(response)
             ended += finished
     assert checked == len(tokens) > 50
+    assert tokens["prompt_id"].drop_duplicates().tolist() == [p.prompt.prompt_id for p in made.prompts]
     assert ended > 6
 
 

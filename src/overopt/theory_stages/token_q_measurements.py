@@ -161,22 +161,23 @@ class TokenMeasurer:
         """
         policy.eval()
         groups = [PromptGroup(np.asarray(p.prompt.token_ids, np.int32), r) for p, r in self._responses(policy)]
-        tokens: list[pd.DataFrame] = []
+        tokens: list[list[pd.DataFrame]] = [[] for _ in groups]  # by prompt: passes take them by length
         curves: list[pd.DataFrame] = []
         for places, packed in self._data.packing.batches(groups, self._padding):
-            of_batch = [(self.prompts[place], response) for place in places for response in groups[place].responses]
-            seen = [s for prompt, response in of_batch for s in seen_tokens(response, prompt.labelled)]
+            of_batch = [(place, response) for place in places for response in groups[place].responses]
+            seen = [s for place, response in of_batch for s in seen_tokens(response, self.prompts[place].labelled)]
             states = self._states(policy, packed, seen, beta, other_betas)
             lengths = packed.lengths().tolist()
             by_response = {name: values.split(lengths) for name, values in states.items()}
-            for number, (prompt, response) in enumerate(of_batch):
+            for number, (place, response) in enumerate(of_batch):
                 of_response = {name: values[number] for name, values in by_response.items()}
-                key = {"prompt_id": prompt.prompt.prompt_id, "response": self._kinds[number % len(self._kinds)]}
-                tokens.append(self._token_rows(key, response, of_response, beta))
+                prompt_id, kind = self.prompts[place].prompt.prompt_id, self._kinds[number % len(self._kinds)]
+                key = {"prompt_id": prompt_id, "response": kind}
+                tokens[place].append(self._token_rows(key, response, of_response, beta))
                 if other_betas:
                     curves.append(_curve_rows(key, of_response, other_betas))
             on_prompts(len(places))
-        table = pd.concat(tokens, ignore_index=True)
+        table = pd.concat([rows for of_prompt in tokens for rows in of_prompt], ignore_index=True)
         if not np.isfinite(table[["log_prob", "reference_log_prob"]].to_numpy()).all():
             raise ValueError("log-probabilities are not finite numbers: its training has diverged")
         return Measurements(table, pd.concat(curves, ignore_index=True) if curves else pd.DataFrame())
