@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
 	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
-	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q-checks
+	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -67,6 +67,10 @@ token-q-checks: .venv/ready
 	$(BIN)/python -m pytest -v tests/theory/test_token_q_values.py tests/theory/test_soft_bellman.py \
 		tests/theory_stages/test_token_q.py
 	$(BIN)/python studies/token_q_values.py $(ARGS)
+
+# Soft Q-values of three betas of DPO on the embedded default; some ten minutes.
+token-q: .venv/ready
+	$(BIN)/python studies/token_q.py $(ARGS)
 
 # Stores and tables that are empty, partial, damaged, doubled or of another version: a clear line, or a report that says
 # what is left out.

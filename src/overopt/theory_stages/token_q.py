@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from mlflow import MlflowClient
 
-from overopt.analysis.figures.style import drawing, rendered
+from overopt.analysis.figures.style import drawing, write_figures
 from overopt.analysis.figures.token_q import (
     draw_heat_map,
     draw_over_betas,
@@ -255,14 +255,7 @@ def _write_figures(
         if len(set(summary["beta"])) > 1:
             figures["over_betas"] = draw_over_betas(summary)
         figures["values_against_beta"] = draw_values_against_beta(values_at_betas)
-        written: dict[str, list[Path]] = {name: [] for name in figures}
-        for name, figure in figures.items():
-            for file_format in ("svg", "png"):
-                path = out / "figures" / f"{name}.{file_format}"
-                with whole_file(path) as file:
-                    file.write(rendered(figure, file_format))
-                written[name].append(path)
-    return written
+        return {name: write_figures(out / "figures", [(name, figure)]) for name, figure in figures.items()}
 
 
 def _record(
