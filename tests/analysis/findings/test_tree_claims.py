@@ -19,7 +19,7 @@ def masses(ends, betas=(0.1,), objective="dpo"):
                     | {
                         "unseen_effective": 2.0,
                         "unseen_top": 0.6,
-                        "unseen_few": 0.9,
+                        "unseen_few": 0.5 + 0.4 * share,
                         "margin_nats": share,
                         "kl_nats": share,
                     }
