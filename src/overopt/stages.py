@@ -446,7 +446,7 @@ def tree_mdp(
         sft_steps: optimiser steps on all demonstrations.
         steps: optimiser steps on all preferences.
         vary: width, preferences (their number), sft_steps, learning_rate, optimizer, cell, observes, init_scale: try
-            other values of each, one at a time; some 1 to 3 minutes each.
+            other values of each, one at a time; some 1 to 3 minutes each, preferences longer.
         vary_seeds: seeds of those.
         out: folder for tables and figures.
         tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
