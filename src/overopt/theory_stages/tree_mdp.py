@@ -120,13 +120,13 @@ def train(study: TreeStudy, on_step: Callable[[], None] = lambda: None) -> TreeR
 
 
 def variants(study: TreeStudy, factor: str, value: Any) -> list[TreeStudy]:
-    """The study with one thing changed; of random preferences, several draws.
+    """The study with one thing changed; where preferences are drawn, several draws.
 
     Raises:
         ValueError: no such factor; see :data:`VARIATIONS`.
     """
     training = study.training
-    if factor == "preferences":
+    if factor == "preferences" and value != len(study.data.preferences):
         each = -(-study.num_seeds // PREFERENCE_DRAWS)
         drawn = [with_more_preferences(study.data, value, seed=draw) for draw in range(PREFERENCE_DRAWS)]
         return [replace(study, data=data, num_seeds=each) for data in drawn]
@@ -138,6 +138,8 @@ def variants(study: TreeStudy, factor: str, value: Any) -> list[TreeStudy]:
         changed = replace(training, optimizer=replace(training.optimizer, name=value))
     elif factor == "sft_steps":
         changed = replace(training, sft_steps=value)
+    elif factor == "preferences":
+        changed = training
     else:
         raise ValueError(f"nothing called {factor!r} can be varied; there are {', '.join(VARIATIONS)}")
     return [replace(study, training=changed)]
