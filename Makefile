@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
 	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
-	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency
+	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -61,6 +61,16 @@ rank-deficiency: .venv/ready
 analysis-checks: .venv/ready
 	$(BIN)/python -m pytest -v tests/analysis/laws/test_fitting.py tests/analysis/laws/test_outside_numbers.py \
 		tests/analysis/laws/test_shared_coefficients.py tests/metrics -k 'scipy or statsmodels or outside or formula'
+
+# Soft Q-values (App. D): against the stock model, by hand, by enumeration; then the soft Bellman equation on trees.
+token-q-checks: .venv/ready
+	$(BIN)/python -m pytest -v tests/theory/test_token_q_values.py tests/theory/test_soft_bellman.py \
+		tests/theory_stages/test_token_q.py
+	$(BIN)/python studies/token_q_values.py $(ARGS)
+
+# Soft Q-values of three betas of DPO on the embedded default; some ten minutes.
+token-q: .venv/ready
+	$(BIN)/python studies/token_q.py $(ARGS)
 
 # Stores and tables that are empty, partial, damaged, doubled or of another version: a clear line, or a report that says
 # what is left out.

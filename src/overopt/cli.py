@@ -6,6 +6,7 @@ Nothing heavy is imported here: ``overopt --help`` answers before PyTorch could 
 import argparse
 import inspect
 import itertools
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -92,7 +93,14 @@ def _run_stage(name: str, arguments: list[str]) -> None:
     parser.add_function_arguments(
         stage, as_group=False, as_positional=not takes_fit, skip={FIT_OPTIONS}, sub_configs=True
     )
-    parsed = parser.parse_args(with_class_paths(with_flags(normalise_options(arguments, lists), flags)))
+    told = with_class_paths(with_flags(normalise_options(arguments, lists), flags))
+    for place in inspect.signature(stage).parameters.values():
+        if place.default is inspect.Parameter.empty and place.name in lists and not takes_fit:
+            told = with_places_as_list(told)
+            for action in parser._actions:
+                if action.dest == place.name:  # jsonargparse would show a list as JSON
+                    action.metavar = f"{place.name.upper()} ..."
+    parsed = parser.parse_args(told)
     values: dict[str, Any] = parser.instantiate(parsed).as_dict()
     values.pop("config", None)
     stage(**values, **({FIT_OPTIONS: normalise_options(fit_options)} if takes_fit else {}))
@@ -126,6 +134,25 @@ def with_flags(arguments: Sequence[str], flags: Collection[str]) -> list[str]:
         if argument.removeprefix("--") in flags and argument.startswith("--") and following not in ("true", "false"):
             told.append("true")
     return told
+
+
+def with_places_as_list(arguments: Sequence[str]) -> list[str]:
+    """What stands without an option as one list, first of all, as jsonargparse wants a positional list.
+
+    Args:
+        arguments: each option with its value.
+
+    >>> with_places_as_list(["one.ckpt", "--seed", "1", "a folder"])
+    ['["one.ckpt", "a folder"]', '--seed', '1']
+    """
+    places, options = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument.startswith("-"):
+            options += [argument, *itertools.islice(rest, 1)]
+        else:
+            places.append(argument)
+    return [*([json.dumps(places)] if places else []), *options]
 
 
 def with_class_paths(arguments: Sequence[str], judge: str = "--judge") -> list[str]:

@@ -518,6 +518,44 @@ def rank_deficiency(
     run_rank_deficiency(responses, settings, out, tracking_uri, tree=tree)
 
 
+def token_q(
+    checkpoints: list[Path],
+    num_prompts: int = 64,
+    responses: list[Literal["chosen", "rejected", "sampled"]] = ["chosen", "rejected", "sampled"],  # noqa: B006
+    part: Literal["train", "evaluation"] = "train",
+    gauge: Literal["sparse", "dense", "logits"] = "sparse",
+    seed: int = 0,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Soft Q- and V-values of aligned policies, token by token: bootstrapping on unseen tokens, optimism (App. D).
+
+    Writes a row a token (tokens/RUN.parquet), means over prompts (summary.csv), V of the last checkpoints at other
+    betas (values_at_betas.csv) and figures: heat maps over the text, curves over training and over beta. Each policy's
+    reference is the row at 0 examples. Unseen are the tokens that no labelled response to the prompt takes after the
+    same prefix.
+
+    Args:
+        checkpoints: .ckpt files, or folders of examples-*.ckpt files, one a run; several, of different betas, give
+            curves over beta.
+        num_prompts: prompts with labelled pairs, one a post.
+        responses: what is read: the chosen and the rejected response of a pair, and one sampled from the policy.
+        part: where prompts come from: train, what the policy was trained on, or evaluation, what was held out; its
+            labelled responses are the seen ones.
+        gauge: which of the values that a policy fixes up to a shift per state: sparse (rewards at the end of text
+            only), dense (V is 0, each token is rewarded at once) or logits (Q is beta times the logits).
+        seed: fixes the draws, for all checkpoints alike.
+        out: folder to write; token_q/ beside the first run's checkpoints by default.
+        run_id: MLflow run to log to; those that trained the checkpoints by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.theory_stages.token_q import TokenQSettings, measure_token_q
+
+    settings = TokenQSettings(num_prompts, tuple(responses), part, gauge, seed)
+    measure_token_q(checkpoints, settings, out, run_id, tracking_uri)
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data-report": data_report,
@@ -531,6 +569,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "plan": plan,
     "tree-mdp": tree_mdp,
     "rank-deficiency": rank_deficiency,
+    "token-q": token_q,
 }
 #: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
 FIT_OPTIONS = "fit_options"

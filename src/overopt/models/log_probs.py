@@ -1,7 +1,8 @@
 """Response log-probabilities in float32; the [token, vocabulary] tensor exists a chunk at a time."""
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,38 @@ def response_log_probs(
         hidden, head.weight, head.bias, tokens.targets, chunk
     )
     return log_probs
+
+
+class LogitsChunk(NamedTuple):
+    """Logits of some of a batch's targets.
+
+    Attributes:
+        targets: which ones.
+        logits: over the whole vocabulary, in each state that one of them is predicted in; float32.
+    """
+
+    targets: slice
+    logits: Float[Tensor, "target vocabulary"]
+
+
+def response_logits(
+    causal_lm: PreTrainedModel, tokens: PackedTokens, *, logits_mib: float = 64.0
+) -> Iterator[LogitsChunk]:
+    """All that a model says where it predicts a response token, a chunk at a time; without gradients, unsharded.
+
+    Args:
+        causal_lm: as for :func:`response_log_probs`.
+        tokens: prompts with their responses.
+        logits_mib: float32 logits of a chunk [MiB].
+    """
+    with torch.inference_mode():
+        hidden = hidden_states(causal_lm.base_model, tokens)[tokens.predictors]
+    head = causal_lm.get_output_embeddings()
+    chunk = max(1, int(logits_mib * MIB / (4 * head.weight.shape[0])))
+    for part in _slices(len(hidden), chunk):
+        with torch.inference_mode():
+            logits = head(hidden[part]).float()
+        yield LogitsChunk(part, logits)
 
 
 class _ChunkedLogProbs(torch.autograd.Function):

@@ -19,7 +19,7 @@ def masses(ends, betas=(0.1,), objective="dpo"):
                     | {
                         "unseen_effective": 2.0,
                         "unseen_top": 0.6,
-                        "unseen_few": 0.9,
+                        "unseen_few": 0.5 + 0.4 * share,
                         "margin_nats": share,
                         "kl_nats": share,
                     }
@@ -52,7 +52,7 @@ def test_shares_of_seeds_means_and_spread_by_hand():
     assert of(claims, "end far apart").estimate.value == pytest.approx(np.std([0.1] * 6 + [0.7] * 2, ddof=1))
     assert of(claims, "SFT").estimate.value == pytest.approx(0.9)
     assert of(claims, "SFT").verdict == "holds"
-    assert of(claims, "select few").estimate.value == pytest.approx(0.9)
+    assert of(claims, "select few").estimate.value == pytest.approx(0.4)
     assert not [claim for claim in claims if "smaller beta" in claim.text]  # one beta shows no trend
 
 

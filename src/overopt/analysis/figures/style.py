@@ -17,6 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from overopt.analysis.laws.curves import OBJECTIVE_NAMES
+from overopt.checkpoints.whole_file import whole_file
 
 INK, MUTED = "#1f2328", "#6b7280"
 WARNING = "#b45309"
@@ -217,12 +218,12 @@ def rendered(figure: Figure, file_format: str) -> bytes:
 
 def write_figures(folder: Path, figures: Iterable[tuple[str, Figure]]) -> list[Path]:
     """Write each figure as ``STEM.svg`` and ``STEM.png``; to be called inside :func:`drawing`."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for stem, figure in figures:
         for file_format in ("svg", "png"):
             paths.append(folder / f"{stem}.{file_format}")
-            paths[-1].write_bytes(rendered(figure, file_format))
+            with whole_file(paths[-1]) as file:
+                file.write(rendered(figure, file_format))
     return paths
 
 
