@@ -556,6 +556,37 @@ def token_q(
     measure_token_q(checkpoints, settings, out, run_id, tracking_uri)
 
 
+def evaluate_reward(
+    checkpoints: list[Path],
+    gold: Path | None = None,
+    source: str | None = None,
+    path: str | None = None,
+    price: float = 0.5,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Reward models on held-out labelled pairs: accuracy, calibration, agreement with a gold model.
+
+    Several are evaluated alone and as ensembles: their mean, their worst case, and their mean less a price of their
+    disagreement. Writes reward_models.csv, reliability.csv and a reliability diagram, and logs every metric to the run
+    that trained the model; an ensemble gets a run of its own.
+
+    Args:
+        checkpoints: .ckpt files of reward models.
+        gold: checkpoint of a gold reward model, whose rewards of the same responses are compared.
+        source: data source of the pairs; what the first reward model was trained on by default, its held-out part.
+        path: file or folder of the source.
+        price: of disagreement, in the ensemble that weighs by uncertainty [1 / standard deviation of rewards].
+        out: folder for tables and figures; reward_evaluation/ beside the first one's checkpoints by default.
+        run_id: MLflow run to log to, of one checkpoint; the one that trained it by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.reward_stages.evaluate_reward import evaluate_reward_models
+
+    evaluate_reward_models(checkpoints, gold, source, path, price, out, run_id, tracking_uri)
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data-report": data_report,
@@ -570,6 +601,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "tree-mdp": tree_mdp,
     "rank-deficiency": rank_deficiency,
     "token-q": token_q,
+    "evaluate-reward": evaluate_reward,
 }
 #: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
 FIT_OPTIONS = "fit_options"

@@ -31,17 +31,17 @@ def test_two_bins_by_hand():
     assert estimate.brier_score.item() == pytest.approx((2 * 0.4**2 + 0.6**2 + 0.1**2 + 0.9**2) / 5)
     expected = math.sqrt(2 / math.pi) * (math.sqrt(3 * 0.24) + math.sqrt(2 * 0.09)) / 5
     assert estimate.error_if_calibrated.item() == pytest.approx(expected)
-    assert estimate.bins.count.tolist() == [3, 2]
+    assert estimate.bins.pairs.tolist() == [3, 2]
 
 
 def test_a_model_that_knows_nothing_is_a_calibrated_coin():
     estimate = measured([0.0] * 7)
     assert (estimate.expected_error, estimate.overconfidence, estimate.brier_score) == (0, 0, 0.25)
-    assert estimate.bins.count.tolist() == [7, *[0] * 9]
+    assert estimate.bins.pairs.tolist() == [7, *[0] * 9]
 
 
 def test_certainty_falls_into_the_last_bin():
-    assert bin_sums(torch.tensor([1000.0, -1000.0])).count.tolist() == [*[0] * 9, 2]
+    assert bin_sums(torch.tensor([1000.0, -1000.0])).pairs.tolist() == [*[0] * 9, 2]
 
 
 @settings(deadline=None, max_examples=50)
@@ -64,7 +64,7 @@ def test_batches_add_up_and_order_does_not_matter(margins, cut):
     for mine, whole in zip(metric.compute(), measured(margins), strict=True):
         if isinstance(mine, torch.Tensor):
             assert mine.item() == pytest.approx(whole.item())
-    assert metric.compute().bins.count.tolist() == measured(margins).bins.count.tolist()
+    assert metric.compute().bins.pairs.tolist() == measured(margins).bins.pairs.tolist()
 
 
 @pytest.mark.parametrize("num_pairs", [60, 400])

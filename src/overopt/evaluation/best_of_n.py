@@ -99,8 +99,9 @@ def expected_under_selection(
 ) -> PromptMean:
     """Expected value of what best-of-n returns, by :func:`selection_weights`.
 
-    Of the proxy itself that is the expected maximum. Unbiased for any value of a sample. Of values that are NaN (a verdict that can't be read) nothing is known: the mean
-    is over the others' weights, a ratio over all prompts, with the standard error of its linearisation.
+    Of the proxy itself that is the expected maximum. Unbiased for any value of a sample. Of values that are NaN (a
+    verdict that can't be read) nothing is known: the mean is over the others' weights, a ratio over all prompts, with
+    the standard error of its linearisation.
     """
     known = ~np.isnan(values)
     if known.all():

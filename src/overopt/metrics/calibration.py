@@ -17,13 +17,13 @@ class BinSums(NamedTuple):
     Bins part 0.5 to 1 evenly, each with its lower end, the last with both.
 
     Attributes:
-        count: pairs.
+        pairs: how many there are.
         confidence: summed probability of the response with the higher reward.
         right: summed outcome of that prediction: 1 for the chosen response, 0 for the rejected one, 1/2 for a tie.
         variance: summed p (1 - p), the variance of an outcome that has the probability p.
     """
 
-    count: Int64[Tensor, " bin"]
+    pairs: Int64[Tensor, " bin"]
     confidence: Float64[Tensor, " bin"]
     right: Float64[Tensor, " bin"]
     variance: Float64[Tensor, " bin"]
@@ -63,7 +63,7 @@ def bin_sums(margins: Float[Tensor, " pair"], num_bins: int = NUM_BINS) -> BinSu
         num_bins: of equal width.
 
     >>> sums = bin_sums(torch.tensor([1.0, -1.0, 5.0]), num_bins=2)  # confidences .731, .731, .993
-    >>> sums.count.tolist(), sums.right.tolist()
+    >>> sums.pairs.tolist(), sums.right.tolist()
     ([2, 1], [1.0, 1.0])
     """
     margins = margins.double()
@@ -84,12 +84,12 @@ def brier_scores(margins: Float[Tensor, " pair"]) -> Float64[Tensor, " pair"]:
 
 def expected_calibration_error(bins: BinSums) -> Float64[Tensor, ""]:
     """Mean over pairs of their bin's |accuracy - mean confidence|. Source: Guo et al. 2017 (arXiv:1706.04599)."""
-    return (bins.right - bins.confidence).abs().sum() / bins.count.sum()
+    return (bins.right - bins.confidence).abs().sum() / bins.pairs.sum()
 
 
 def error_if_calibrated(bins: BinSums) -> Float64[Tensor, ""]:
     """Expected calibration error of right probabilities: of a normal variable, E|x| = sqrt(2 / pi) of its deviation."""
-    return math.sqrt(2 / math.pi) * bins.variance.sqrt().sum() / bins.count.sum()
+    return math.sqrt(2 / math.pi) * bins.variance.sqrt().sum() / bins.pairs.sum()
 
 
 class BradleyTerryCalibration(Metric):
@@ -136,7 +136,7 @@ class BradleyTerryCalibration(Metric):
         """
         sums = bin_sums(margins, self._num_bins)
         # Not in place: a module moved to bfloat16 takes its metrics' states along, and this takes them back.
-        self.count = self.count + sums.count
+        self.count = self.count + sums.pairs
         self.confidence = self.confidence + sums.confidence
         self.right = self.right + sums.right
         self.variance = self.variance + sums.variance
@@ -145,7 +145,7 @@ class BradleyTerryCalibration(Metric):
     def compute(self) -> CalibrationEstimate:
         """Errors and scores over all pairs seen."""
         bins = BinSums(self.count, self.confidence.double(), self.right.double(), self.variance.double())
-        num_pairs = bins.count.sum()
+        num_pairs = bins.pairs.sum()
         return CalibrationEstimate(
             expected_error=expected_calibration_error(bins),
             error_if_calibrated=error_if_calibrated(bins),
