@@ -584,7 +584,75 @@ def evaluate_reward(
     """
     from overopt.reward_stages.evaluate_reward import evaluate_reward_models
 
-    evaluate_reward_models(checkpoints, gold, source, path, price, out, run_id, tracking_uri)
+    evaluate_reward_models(
+        checkpoints,
+        gold=gold,
+        source=source,
+        path=path,
+        price=price,
+        out=out,
+        run_id=run_id,
+        tracking_uri=tracking_uri,
+    )
+
+
+def best_of_n(
+    policy: str,
+    reward: list[Path] = [],  # noqa: B006
+    combine: Literal["mean", "worst", "uncertainty_weighted"] = "mean",
+    price: float = 0.5,
+    gold: Path | None = None,
+    gold_temperature: float = 1.0,
+    judge: Judge | None = None,
+    order: Literal["seeded", "both"] = "seeded",
+    cache: Path = Path("outputs/verdicts.db"),
+    max_cost: float | None = None,
+    pool: int = 64,
+    ns: list[int] = [1, 2, 4, 8, 16, 32, 64],  # noqa: B006
+    num_prompts: int = 256,
+    opponent: Literal["human", "preferred"] = "human",
+    source: str | None = None,
+    path: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Best of n samples by a proxy reward: proxy and gold reward, win rate and KL for every n from one pool.
+
+    Each prompt gets one pool of samples; the best of n is the mean over all subsets of n of it, exactly. Writes
+    best_of_n.csv, a figure and completions.jsonl, and tracks a run of stage best_of_n whose steps are the n.
+
+    Args:
+        policy: the base policy that is sampled from: checkpoint, Hugging Face folder or hub name.
+        reward: checkpoints of the reward models that samples are chosen by.
+        combine: how several become one reward; each is centred and scaled by its rewards of all samples.
+        price: of disagreement, for uncertainty_weighted [1 / standard deviation of rewards].
+        gold: checkpoint of the gold reward model that judges; short for --judge gold --judge.checkpoint FILE.
+        gold_temperature: its rewards are divided by it.
+        judge: compares samples with the dataset's responses, as in overopt judge, instead of a gold reward model.
+        order: in which a judge that reads both texts sees them: drawn by the seed, or both, averaged.
+        cache: SQLite file of verdicts of --judge.
+        max_cost: of all verdicts of --judge, those that the cache knows included.
+        pool: samples a prompt.
+        ns: each at most the pool.
+        num_prompts: held-out prompts, one a post.
+        opponent: the dataset's response that samples are judged against.
+        source: data source of the prompts; what the policy was trained on by default, its held-out part.
+        path: file or folder of the source.
+        seed: fixes the draws.
+        out: folder to write; best_of_n/ beside the policy's checkpoints by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.evaluation.judges.gold_reward import gold_reward_judge
+    from overopt.judging import Judging
+    from overopt.reward_stages.best_of_n import BestOfNSettings, run_best_of_n
+
+    settings = BestOfNSettings(combine, price, pool, tuple(ns), num_prompts, opponent, seed)
+    if gold is not None and judge is not None:
+        raise ValueError("--gold and --judge both judge the samples: leave one of them out")
+    judging = None if judge is None else Judging(judge, order, seed, cache, max_cost)
+    judged_by = judging if gold is None else gold_reward_judge(gold, gold_temperature)
+    run_best_of_n(policy, reward, judged_by, settings, source=source, path=path, out=out, tracking_uri=tracking_uri)
 
 
 STAGES: dict[str, Callable[..., None]] = {
@@ -602,6 +670,7 @@ STAGES: dict[str, Callable[..., None]] = {
     "rank-deficiency": rank_deficiency,
     "token-q": token_q,
     "evaluate-reward": evaluate_reward,
+    "best-of-n": best_of_n,
 }
 #: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
 FIT_OPTIONS = "fit_options"

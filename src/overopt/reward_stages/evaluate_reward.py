@@ -92,13 +92,14 @@ def pair_rewards(reward_model: RewardModel, pairs: PreferenceSet) -> PairRewards
 
 def evaluate_reward_models(
     checkpoints: Sequence[Path],
-    gold: Path | None,
-    source: str | None,
-    path: str | None,
-    price: float,
-    out: Path | None,
-    run_id: str | None,
-    tracking_uri: str | None,
+    *,
+    gold: Path | None = None,
+    source: str | None = None,
+    path: str | None = None,
+    price: float = 0.5,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
 ) -> list[EvaluatedReward]:
     """Stage ``evaluate-reward``; see :func:`overopt.stages.evaluate_reward`."""
     if run_id is not None and len(checkpoints) > 1:

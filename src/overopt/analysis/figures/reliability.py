@@ -65,7 +65,7 @@ def reliability(table: pd.DataFrame, errors: pd.DataFrame) -> list[Panel]:
 
 def draw_reliability(panels: list[Panel]) -> Figure:
     """Numbers -> axes."""
-    columns = min(len(panels), _MOST_COLUMNS)
+    columns = 3 if len(panels) in (5, 6) else min(len(panels), _MOST_COLUMNS)
     rows = -(-len(panels) // columns)
     figure, axes = grid_of_axes(rows, columns, panel=(3.3, 3.3))
     for ax in axes.flat[len(panels) :]:
@@ -73,7 +73,7 @@ def draw_reliability(panels: list[Panel]) -> Figure:
     lowest = min([0.5, *(float(panel.bins["low"].min()) for panel in panels)])
     for ax, panel in zip(axes.flat, panels, strict=False):
         _draw(ax, panel, max(0.0, lowest - 0.03))
-    for ax in axes[-1]:
+    for ax in axes.flat[max(0, len(panels) - columns) : len(panels)]:  # the last one of each column
         ax.set_xlabel("Probability of the preferred response,\nsaid by the model")
     label_rows(axes, "Pairs ranked as labelled [fraction]")
     return figure
@@ -97,6 +97,7 @@ def _draw(ax: Axes, panel: Panel, lowest: float) -> None:
     ax.text(
         0.03, 0.97, f"error {panel.error:.3f}\n({panel.error_if_calibrated:.3f} if calibrated)",
         transform=ax.transAxes, va="top", size=8.5, color=INK,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.5},
     )  # fmt: skip
 
 
