@@ -15,7 +15,9 @@ from overopt.evaluation.records import Comparison, read_completions
 from overopt.evaluation.text_rewards import open_text_rewards
 from overopt.models.policy import load_policy
 from overopt.packed_tokens import PromptGroup, pack
+from overopt.tracking.best_of_n_points import read_best_of_n
 from overopt.tracking.store import open_store
+from overopt.tracking.tables import read_points
 
 POOL, PROMPTS = 6, 8
 SMALL = ["--pool", str(POOL), "--ns", "1", "2", "6", "--num-prompts", str(PROMPTS)]
@@ -104,6 +106,13 @@ def test_the_run_has_a_step_for_each_n_and_is_found_again(done, reward_checkpoin
     for name in ("kl_nats", "kl_se", "kl_bound_nats", "win_rate", "win_rate_se", "gold_reward", "proxy_reward"):
         history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, f"eval/{name}")}
         assert history == pytest.approx(table[name].to_dict())
+    points = read_best_of_n(store).query(f"run_id == '{run.info.run_id}'")
+    assert points["n"].tolist() == [1, 2, 6]
+    for name in ("kl_nats", "win_rate", "gold_reward", "kl_bound_nats", "proxy_reward_se"):
+        assert points[name].tolist() == pytest.approx(table[name].tolist())
+    assert set(points["objective"]) == {"best_of_n"}
+    with pytest.raises(ValueError, match="no align run"):  # nothing that advice could take for a checkpoint
+        read_points(store)
     logged = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}
     assert logged == {"figures/best_of_n.png", "figures/best_of_n.svg"}
 

@@ -41,6 +41,7 @@ from overopt.models.policy import Policy, model_name
 from overopt.models.reward_ensemble import COMBINATIONS
 from overopt.packed_tokens import PackedTokens, PromptGroup
 from overopt.progress import progress_bar
+from overopt.tracking.best_of_n_points import STAGE
 from overopt.tracking.runs import (
     PARENT_TAG,
     find_run,
@@ -53,7 +54,6 @@ from overopt.tracking.runs import (
 )
 from overopt.tracking.store import open_store
 
-STAGE = "best_of_n"
 _SETTINGS_TAG = "overopt.best_of_n"
 
 

@@ -107,10 +107,11 @@ def evaluate_reward_models(
     if price < 0:
         raise ValueError(f"need a price of disagreement >= 0, got --price {price}")
     members = _members(checkpoints)
-    known = run_id or any(member.checkpoint.training.get("run_id") for member in members)
-    client = open_store(tracking_uri, create=False) if known else None
-    if client is not None and run_id is not None:
-        require_run(client, run_id)
+    runs = [run_id or member.checkpoint.training.get("run_id") for member in members]
+    client = open_store(tracking_uri, create=False) if any(runs) else None
+    for run in runs:
+        if client is not None and run is not None:
+            require_run(client, run)
     shared = {name: members[0].checkpoint.data[name] for name in _SHARED_DATA if name in members[0].checkpoint.data}
     if source is not None:
         shared |= {"source": source, "path": path}
@@ -128,7 +129,7 @@ def evaluate_reward_models(
         ]
     paths = write_reward_evaluation(out, evaluated)
     if client is not None:
-        _track(client, members, evaluated, run_id, price, paths)
+        _track(client, members, evaluated, runs, price, paths)
     for line in summary(evaluated):
         print(line)
     print(f"tables and figures in {out}" + (", metrics in the runs that trained the models" if client else ""))
@@ -224,16 +225,15 @@ def _track(
     client: MlflowClient,
     members: Sequence[_Member],
     evaluated: Sequence[EvaluatedReward],
-    run_id: str | None,
+    runs: Sequence[str | None],
     price: float,
     paths: Sequence[Path],
 ) -> None:
     steps = [int(member.checkpoint.training["examples_seen"]) for member in members]
-    for member, each, step in zip(members, evaluated, steps, strict=False):
-        own = run_id or member.checkpoint.training.get("run_id")
-        if own is not None:
-            log_metrics(client, own, each.metrics(), step=step)
-            _log_artifacts(client, own, paths)
+    for run, each, step in zip(runs, evaluated, steps, strict=False):
+        if run is not None:
+            log_metrics(client, run, each.metrics(), step=step)
+            _log_artifacts(client, run, paths)
     # No run has trained an ensemble: it gets one, a combination, and the same one when it is evaluated again.
     files = [hashlib.sha256(member.path.read_bytes()).hexdigest() for member in members]
     for combine, each in zip(COMBINATIONS, evaluated[len(members) :], strict=False):
