@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
 	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
-	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks
+	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -61,6 +61,11 @@ rank-deficiency: .venv/ready
 analysis-checks: .venv/ready
 	$(BIN)/python -m pytest -v tests/analysis/laws/test_fitting.py tests/analysis/laws/test_outside_numbers.py \
 		tests/analysis/laws/test_shared_coefficients.py tests/metrics -k 'scipy or statsmodels or outside or formula'
+
+# Best-of-n from one pool: every subset, every draw, simulation; then the study's figure on policies that can be listed.
+best-of-n-checks: .venv/ready
+	$(BIN)/python -m pytest -v tests/evaluation/test_best_of_n.py tests/reward_stages/test_best_of_n_stage.py
+	$(BIN)/python studies/best_of_n.py $(ARGS)
 
 # Soft Q-values (App. D): against the stock model, by hand, by enumeration; then the soft Bellman equation on trees.
 token-q-checks: .venv/ready

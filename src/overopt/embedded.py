@@ -6,6 +6,7 @@ order, a sweep hands them to workers.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -38,6 +39,8 @@ from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
 from overopt.progress import progress_bar
+from overopt.reward_stages.best_of_n import BestOfNSettings, run_best_of_n
+from overopt.reward_stages.evaluate_reward import evaluate_reward_models
 from overopt.run_evaluations import RunEvaluations
 from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
@@ -148,6 +151,91 @@ class Cell:
         return f"{self.objective}-beta{self.beta:g}{length}{rate}-{self.size}-seed{self.seed}"
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy reward model (Eq. 2) on pairs that the gold model labelled.
+
+    Members of an ensemble differ in their seed and have one ``policy_seed``.
+
+    Attributes:
+        size: of its backbone, a name in ``EMBEDDED_SIZES``.
+        pairs: so many at most of the policy's labelled pairs, chosen by a hash of their posts.
+        seed: of the SFT policy that is its backbone, and of the training order.
+        policy_size: of the policy whose pairs it learns from; its own by default.
+        policy_seed: of that policy; its own by default.
+        passes: over the pairs.
+
+    Raises:
+        ValueError: an unknown size, or no pairs or passes.
+    """
+
+    size: str = "0.7M"
+    pairs: int = 2048
+    seed: int = 0
+    policy_size: str | None = None
+    policy_seed: int | None = None
+    passes: int = 2
+
+    def __post_init__(self) -> None:
+        for size in (self.size, self.labelled[0]):
+            if size not in EMBEDDED_SIZES:
+                raise ValueError(f"no size {size!r}; the embedded default has {', '.join(EMBEDDED_SIZES)}")
+        if self.pairs < 1 or self.passes < 1:
+            raise ValueError(f"a proxy needs at least 1 of pairs and passes, got {self.pairs} and {self.passes}")
+
+    @property
+    def labelled(self) -> tuple[str, int]:
+        """Size and seed of the policy whose pairs it learns from."""
+        return (
+            self.size if self.policy_size is None else self.policy_size,
+            self.seed if self.policy_seed is None else self.policy_seed,
+        )
+
+    @property
+    def name(self) -> str:
+        """Of folder and run.
+
+        >>> Proxy("0.4M", 512, 1).name, Proxy("0.4M", 512, 1, policy_size="0.7M", policy_seed=0).name
+        ('proxy-0.4M-pairs512-seed1', 'proxy-0.4M-pairs512-seed1-of-0.7M-seed0')
+        """
+        of = "" if self.labelled == (self.size, self.seed) else "-of-{}-seed{}".format(*self.labelled)
+        passes = "" if self.passes == Proxy.passes else f"-passes{self.passes}"
+        return f"proxy-{self.size}-pairs{self.pairs}-seed{self.seed}{of}{passes}"
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Best-of-n from an SFT policy, by proxies of its own pairs.
+
+    Attributes:
+        proxies: one, or an ensemble; the policy is the one whose pairs they learn from.
+        settings: how samples are drawn and chosen; the recipe says how many prompts there are.
+
+    Raises:
+        ValueError: no proxies, or of several policies.
+    """
+
+    proxies: tuple[Proxy, ...]
+    settings: BestOfNSettings = field(default_factory=BestOfNSettings)
+
+    def __post_init__(self) -> None:
+        if len({proxy.labelled for proxy in self.proxies}) != 1:
+            raise ValueError(
+                "best-of-n needs proxies that learn from the pairs of one policy: set their policy_size and policy_seed"
+            )
+
+    @property
+    def name(self) -> str:
+        """Of folder and run.
+
+        >>> BestOfN((Proxy("0.4M", 512, 1),)).name
+        'best-of-64-seed0-proxy-0.4M-pairs512-seed1'
+        """
+        first, settings = self.proxies[0], self.settings
+        several = f"-{len(self.proxies)}-{settings.combine}" if len(self.proxies) > 1 else ""
+        return f"best-of-{settings.pool}-seed{settings.seed}-{first.name}{several}"
+
+
 class Task(NamedTuple):
     """Something to be done once.
 
@@ -178,20 +266,50 @@ class EmbeddedExperiment:
 
     def tasks(self, cells: Iterable[Cell]) -> dict[str, Task]:
         """All that these cells take, by name: each after what it needs."""
-        gold_policy = _sft_name(self.recipe.gold_size, 0)
-        tasks = {
-            gold_policy: Task((), partial(self._sft, self.recipe.gold_size, 0)),
-            "gold-pairs": Task((gold_policy,), self._gold_pairs),
-            "gold": Task((gold_policy, "gold-pairs"), self._gold),
-        }
+        tasks = self._gold_tasks()
         for cell in cells:
             size, seed = cell.size, cell.seed
             policy, pairs, reference = _sft_name(size, seed), f"pairs-{size}-seed{seed}", f"reference-{size}-seed{seed}"
-            tasks.setdefault(policy, Task((), partial(self._sft, size, seed)))
-            tasks.setdefault(pairs, Task((policy, "gold"), partial(self._pairs, size, seed)))
+            self._add_pairs(tasks, size, seed)
             tasks.setdefault(reference, Task((policy, "gold", pairs), partial(self._reference, size, seed)))
             tasks[cell.name] = Task((policy, "gold", pairs, reference), partial(self._align, cell))
         return tasks
+
+    def proxy_tasks(self, proxies: Iterable[Proxy], best_of_n: Iterable[BestOfN] = ()) -> dict[str, Task]:
+        """All that these proxies, and best-of-n by theirs, take, by name: each after what it needs.
+
+        Raises:
+            ValueError: a proxy of more pairs than the recipe has.
+        """
+        tasks, choices = self._gold_tasks(), list(best_of_n)
+        for proxy in dict.fromkeys([*proxies, *(proxy for choice in choices for proxy in choice.proxies)]):
+            if proxy.pairs > self.recipe.pairs:
+                raise ValueError(
+                    f"{proxy.name} wants {proxy.pairs} pairs, the recipe has {self.recipe.pairs} of a policy"
+                )
+            backbone = _sft_name(proxy.size, proxy.seed)
+            pairs = self._add_pairs(tasks, *proxy.labelled)
+            tasks.setdefault(backbone, Task((), partial(self._sft, proxy.size, proxy.seed)))
+            tasks[proxy.name] = Task((backbone, "gold", pairs), partial(self._proxy, proxy))
+        for choice in choices:
+            needs = _sft_name(*choice.proxies[0].labelled), "gold", *(proxy.name for proxy in choice.proxies)
+            tasks[choice.name] = Task(needs, partial(self._best_of_n, choice))
+        return tasks
+
+    def _gold_tasks(self) -> dict[str, Task]:
+        policy = _sft_name(self.recipe.gold_size, 0)
+        return {
+            policy: Task((), partial(self._sft, self.recipe.gold_size, 0)),
+            "gold-pairs": Task((policy,), self._gold_pairs),
+            "gold": Task((policy, "gold-pairs"), self._gold),
+        }
+
+    def _add_pairs(self, tasks: dict[str, Task], size: str, seed: int) -> str:
+        """Add what makes a policy's labelled pairs; gives the name of their task."""
+        policy, pairs = _sft_name(size, seed), f"pairs-{size}-seed{seed}"
+        tasks.setdefault(policy, Task((), partial(self._sft, size, seed)))
+        tasks.setdefault(pairs, Task((policy, "gold"), partial(self._pairs, size, seed)))
+        return pairs
 
     def fingerprint(self) -> str:
         """Of the texts that everything begins with; reads them, and keeps what it has read."""
@@ -353,6 +471,43 @@ class EmbeddedExperiment:
         }
         return self._make(f"pairs-{size}-seed{seed}", settings, work)
 
+    def _proxy(self, proxy: Proxy) -> Mapping[str, float]:
+        """A proxy reward model, evaluated on held-out pairs beside the gold model."""
+        policy = str(self._checkpoint(_sft_name(proxy.size, proxy.seed)))
+        data = self._preferences(*proxy.labelled, tokenizer=policy, seed=proxy.seed, max_examples=proxy.pairs)
+        steps = proxy.passes * math.ceil(len(data.train_set) / data.batch_size)
+
+        def evaluate(run_id: str) -> Mapping[str, float]:
+            [evaluated] = evaluate_reward_models(
+                [self._checkpoint(proxy.name)],
+                gold=self._checkpoint("gold"),
+                run_id=run_id,
+                tracking_uri=self.tracking_uri,
+            )
+            return {name.removeprefix("eval/"): value for name, value in evaluated.metrics().items()}
+
+        module = RewardModule(policy, self.recipe.gold_optimizer)
+        tags = {f"overopt.{name}": str(value) for name, value in asdict(proxy).items() if value is not None}
+        return self._train(proxy.name, module, data, steps, proxy.seed, then=evaluate, tags=tags)
+
+    def _best_of_n(self, choice: BestOfN) -> Mapping[str, float]:
+        recipe, policy = self.recipe, _sft_name(*choice.proxies[0].labelled)
+        settings = replace(choice.settings, num_prompts=recipe.evaluation_prompts)
+
+        def work(folder: Path) -> None:
+            run_best_of_n(
+                str(self._checkpoint(policy)),
+                [self._checkpoint(proxy.name) for proxy in choice.proxies],
+                gold_reward_judge(self._checkpoint("gold"), recipe.gold_temperature),
+                settings,
+                out=folder,
+                tracking_uri=self.tracking_uri,
+                parent=self.study,
+            )
+
+        keys = {name: self._key(name) for name in (policy, "gold", *(proxy.name for proxy in choice.proxies))}
+        return self._make(choice.name, keys | asdict(settings) | {"gold_temperature": recipe.gold_temperature}, work)
+
     def _reference(self, size: str, seed: int) -> Mapping[str, float]:
         """The first row of every run with this reference: its samples, judged."""
 
@@ -368,14 +523,17 @@ class EmbeddedExperiment:
         settings = {"pairs": self._key(f"pairs-{size}-seed{seed}"), "prompts": self.recipe.evaluation_prompts}
         return self._make(f"reference-{size}-seed{seed}", settings, work)
 
-    def _preferences(self, size: str, seed: int) -> PreferenceDataModule:
+    def _preferences(self, size: str, seed: int, /, **changes: Any) -> PreferenceDataModule:
         return self._data(
-            source="jsonl",
-            path=str(self.out / f"pairs-{size}-seed{seed}" / "labelled"),
-            examples="preferences",
-            tokenizer=str(self._checkpoint(_sft_name(size, seed))),
-            batch_size=self.recipe.align_batch_size,
-            seed=seed,
+            **{
+                "source": "jsonl",
+                "path": str(self.out / f"pairs-{size}-seed{seed}" / "labelled"),
+                "examples": "preferences",
+                "tokenizer": str(self._checkpoint(_sft_name(size, seed))),
+                "batch_size": self.recipe.align_batch_size,
+                "seed": seed,
+                **changes,
+            }
         )
 
     def _open_evaluator(self, size: str, seed: int) -> Evaluator:

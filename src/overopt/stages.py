@@ -556,6 +556,105 @@ def token_q(
     measure_token_q(checkpoints, settings, out, run_id, tracking_uri)
 
 
+def evaluate_reward(
+    checkpoints: list[Path],
+    gold: Path | None = None,
+    source: str | None = None,
+    path: str | None = None,
+    price: float = 0.5,
+    out: Path | None = None,
+    run_id: str | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Reward models on held-out labelled pairs: accuracy, calibration, agreement with a gold model.
+
+    Several are evaluated alone and as ensembles: their mean, their worst case, and their mean less a price of their
+    disagreement. Writes reward_models.csv, reliability.csv and a reliability diagram, and logs every metric to the run
+    that trained the model; an ensemble gets a run of its own.
+
+    Args:
+        checkpoints: .ckpt files of reward models.
+        gold: checkpoint of a gold reward model, whose rewards of the same responses are compared.
+        source: data source of the pairs; what the first reward model was trained on by default, its held-out part.
+        path: file or folder of the source.
+        price: of disagreement, in the ensemble that weighs by uncertainty [1 / standard deviation of rewards].
+        out: folder for tables and figures; reward_evaluation/ beside the first one's checkpoints by default.
+        run_id: MLflow run to log to, of one checkpoint; the one that trained it by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.reward_stages.evaluate_reward import evaluate_reward_models
+
+    evaluate_reward_models(
+        checkpoints,
+        gold=gold,
+        source=source,
+        path=path,
+        price=price,
+        out=out,
+        run_id=run_id,
+        tracking_uri=tracking_uri,
+    )
+
+
+def best_of_n(
+    policy: str,
+    reward: list[Path] = [],  # noqa: B006
+    combine: Literal["mean", "worst", "uncertainty_weighted"] = "mean",
+    price: float = 0.5,
+    gold: Path | None = None,
+    gold_temperature: float = 1.0,
+    judge: Judge | None = None,
+    order: Literal["seeded", "both"] = "seeded",
+    cache: Path = Path("outputs/verdicts.db"),
+    max_cost: float | None = None,
+    pool: int = 64,
+    ns: list[int] = [1, 2, 4, 8, 16, 32, 64],  # noqa: B006
+    num_prompts: int = 256,
+    opponent: Literal["human", "preferred"] = "human",
+    source: str | None = None,
+    path: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Best of n samples by a proxy reward: proxy and gold reward, win rate and KL for every n from one pool.
+
+    Each prompt gets one pool of samples; the best of n is the mean over all subsets of n of it, exactly. Writes
+    best_of_n.csv, a figure and completions.jsonl, and tracks a run of stage best_of_n whose steps are the n.
+
+    Args:
+        policy: the base policy that is sampled from: checkpoint, Hugging Face folder or hub name.
+        reward: checkpoints of the reward models that samples are chosen by.
+        combine: how several become one reward; each is centred and scaled by its rewards of all samples.
+        price: of disagreement, for uncertainty_weighted [1 / standard deviation of rewards].
+        gold: checkpoint of the gold reward model that judges; short for --judge gold --judge.checkpoint FILE.
+        gold_temperature: its rewards are divided by it.
+        judge: compares samples with the dataset's responses, as in overopt judge, instead of a gold reward model.
+        order: in which a judge that reads both texts sees them: drawn by the seed, or both, averaged.
+        cache: SQLite file of verdicts of --judge.
+        max_cost: of all verdicts of --judge, those that the cache knows included.
+        pool: samples a prompt.
+        ns: each at most the pool.
+        num_prompts: held-out prompts, one a post.
+        opponent: the dataset's response that samples are judged against.
+        source: data source of the prompts; what the policy was trained on by default, its held-out part.
+        path: file or folder of the source.
+        seed: fixes the draws.
+        out: folder to write; best_of_n/ beside the policy's checkpoints by default.
+        tracking_uri: MLflow store; MLFLOW_TRACKING_URI, or else SQLite in mlruns/, by default.
+    """
+    from overopt.evaluation.judges.gold_reward import gold_reward_judge
+    from overopt.judging import Judging
+    from overopt.reward_stages.best_of_n import BestOfNSettings, run_best_of_n
+
+    settings = BestOfNSettings(combine, price, pool, tuple(ns), num_prompts, opponent, seed)
+    if gold is not None and judge is not None:
+        raise ValueError("--gold and --judge both judge the samples: leave one of them out")
+    judging = None if judge is None else Judging(judge, order, seed, cache, max_cost)
+    judged_by = judging if gold is None else gold_reward_judge(gold, gold_temperature)
+    run_best_of_n(policy, reward, judged_by, settings, source=source, path=path, out=out, tracking_uri=tracking_uri)
+
+
 STAGES: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "data-report": data_report,
@@ -570,6 +669,8 @@ STAGES: dict[str, Callable[..., None]] = {
     "tree-mdp": tree_mdp,
     "rank-deficiency": rank_deficiency,
     "token-q": token_q,
+    "evaluate-reward": evaluate_reward,
+    "best-of-n": best_of_n,
 }
 #: Of a stage that takes the options of ``fit`` beside its own, the argument that they come in.
 FIT_OPTIONS = "fit_options"

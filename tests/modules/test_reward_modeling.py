@@ -40,6 +40,13 @@ def test_validation_is_over_all_held_out_pairs(make_reward_data, make_trainer, s
     expected = sum(math.log1p(math.exp(-d)) for d in differences) / len(differences)
     assert metrics["val/loss"] == pytest.approx(expected, rel=1e-5)
     assert metrics["val/accuracy"] == pytest.approx(sum(d > 0 for d in differences) / len(differences))
+    gaps = dict.fromkeys(range(10), 0.0)  # outcome less confidence, in bins of 0.05
+    for d in differences:
+        confidence = 1 / (1 + math.exp(-abs(d)))
+        gaps[int((confidence - 0.5) * 20)] += (d > 0) - confidence
+    assert metrics["val/calibration_error"] == pytest.approx(sum(map(abs, gaps.values())) / len(differences), rel=1e-4)
+    brier = sum(1 / (1 + math.exp(d)) ** 2 for d in differences) / len(differences)
+    assert metrics["val/brier_score"] == pytest.approx(brier, rel=1e-5)
     (tested,) = trainer.test(module, datamodule=data, verbose=False)
     assert (tested["test/loss"], tested["test/accuracy"]) == (metrics["val/loss"], metrics["val/accuracy"])
 

@@ -317,7 +317,7 @@ def _no_examples(source: str, kind: str) -> str:
     return f"source {source} holds no {kind}"
 
 
-def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, **changes: Any) -> PreferenceDataModule:
+def data_of_checkpoint(checkpoint: ModelCheckpoint, path: str | Path, /, **changes: Any) -> PreferenceDataModule:
     """The DataModule that a checkpoint was trained with, under its tokenizer.
 
     Args:

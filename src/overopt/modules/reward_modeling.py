@@ -7,6 +7,7 @@ from torchmetrics import MeanMetric
 
 from overopt.checkpoints.format import ModelDescription
 from overopt.data.schema import EvaluationBatch, PreferenceBatch
+from overopt.metrics.calibration import BradleyTerryCalibration
 from overopt.models.compute import ComputeSettings
 from overopt.models.policy import load_policy
 from overopt.models.reward_model import reward_model_from_policy
@@ -40,6 +41,7 @@ class RewardModule(StepModule):
         self.compute = compute
         self.pair_loss = MeanMetric()
         self.accuracy = MeanMetric()
+        self.calibration = BradleyTerryCalibration()
 
     def configure_model(self) -> None:
         """Put a fresh head on the policy's backbone."""
@@ -49,16 +51,24 @@ class RewardModule(StepModule):
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed Bradley-Terry loss, and how many pairs are ranked right."""
-        loss, correct = self._score_pairs(micro_batch)
-        return loss.sum(), {"accuracy": correct.sum()}
+        chosen, rejected = self._rewards(micro_batch)
+        return bradley_terry_loss(chosen, rejected).sum(), {"accuracy": (chosen > rejected).float().sum()}
 
     def validation_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
-        """Loss and accuracy on held-out pairs."""
-        self._score(batch, "val")
+        """Loss, accuracy and calibration on held-out pairs."""
+        self._score(batch)
 
     def test_step(self, batch: EvaluationBatch, batch_idx: int) -> None:
         """As in validation."""
-        self._score(batch, "test")
+        self._score(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what all held-out pairs gave together."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_scores("test")
 
     def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Rewards of both responses of each held-out pair."""
@@ -82,18 +92,27 @@ class RewardModule(StepModule):
         chosen, rejected = self.reward_model(batch.tokens).view(-1, 2).unbind(dim=1)
         return chosen, rejected
 
-    def _score_pairs(self, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
-        chosen, rejected = self._rewards(batch)
-        return bradley_terry_loss(chosen, rejected), (chosen > rejected).float()
-
-    def _score(self, batch: EvaluationBatch, split: str) -> None:
+    def _score(self, batch: EvaluationBatch) -> None:
         assert isinstance(batch.examples, PreferenceBatch)
-        loss, correct = self._score_pairs(batch.examples)
-        if batch.counts:
-            self.pair_loss.update(loss)
-            self.accuracy.update(correct)
+        chosen, rejected = self._rewards(batch.examples)
+        if not batch.counts:
+            return
+        self.pair_loss.update(bradley_terry_loss(chosen, rejected))
+        self.accuracy.update((chosen > rejected).float())
+        self.calibration.update(chosen - rejected)
+
+    def _log_scores(self, split: str) -> None:
+        calibration = self.calibration.compute()
         self.log_dict(
-            {f"{split}/loss": self.pair_loss, f"{split}/accuracy": self.accuracy},
-            on_epoch=True,
+            {
+                f"{split}/loss": self.pair_loss.compute(),
+                f"{split}/accuracy": self.accuracy.compute(),
+                f"{split}/calibration_error": calibration.expected_error,
+                f"{split}/calibration_error_if_calibrated": calibration.error_if_calibrated,
+                f"{split}/brier_score": calibration.brier_score,
+            },
             prog_bar=True,
         )
+        self.log_examples_seen()
+        for metric in (self.pair_loss, self.accuracy, self.calibration):
+            metric.reset()

@@ -1,0 +1,50 @@
+"""Tracking store -> best-of-n as tidy rows: one a run and n, with the metrics of points.csv.
+
+They stand apart from :func:`overopt.tracking.tables.read_points`: a point of best-of-n has an n instead of a beta and
+examples seen, and advice about checkpoints must not take it for one. In metrics and distance the two compare.
+"""
+
+import pandas as pd
+from mlflow import MlflowClient
+
+from overopt.tracking.runs import PARENT_TAG, STAGE_TAG
+from overopt.tracking.store import open_store
+from overopt.tracking.tables import METRICS
+
+STAGE = "best_of_n"
+RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "seed", "combine", "reward_models", "n")
+#: Beside those of points.csv.
+OWN_METRICS = ("kl_bound_nats", "proxy_reward", "proxy_reward_se", "gold_reward_se")
+COLUMNS = (*RUN_COLUMNS, *METRICS, *OWN_METRICS)
+
+
+def read_best_of_n(tracking_uri: str | None, *, parent_run_id: str | None = None) -> pd.DataFrame:
+    """Finished runs of stage best_of_n, one row an n, with :data:`COLUMNS`; NaN where a metric was not logged.
+
+    Args:
+        tracking_uri: an MLflow store.
+        parent_run_id: read the children of this run (a study) only.
+
+    Raises:
+        ValueError: there is no such store.
+    """
+    client = open_store(tracking_uri, create=False)
+    wanted = {STAGE_TAG: STAGE, **({} if parent_run_id is None else {PARENT_TAG: parent_run_id})}
+    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, f"{query} and attributes.status = 'FINISHED'", max_results=1000)
+    rows = [row for run in runs for row in _rows(client, run.info.run_id, run.data.params)]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["model", "run_id", "n"], ignore_index=True)
+
+
+def _rows(client: MlflowClient, run_id: str, params: dict[str, str]) -> list[dict[str, object]]:
+    by_n: dict[int, dict[str, float]] = {}
+    for name in (*METRICS, *OWN_METRICS):
+        for metric in client.get_metric_history(run_id, f"eval/{name}"):
+            by_n.setdefault(metric.step, {})[name] = metric.value
+    identity = {
+        "run_id": run_id,
+        **{name: params.get(name) for name in ("objective", "model", "combine", "reward_models")},
+        **{name: int(params[name]) for name in ("num_parameters", "seed")},
+    }
+    return [{**identity, "n": n, **metrics} for n, metrics in sorted(by_n.items())]
