@@ -188,8 +188,8 @@ def completions_path(folder: Path, examples_seen: int) -> Path:
 
 
 def alignment_of(checkpoint: ModelCheckpoint) -> AlignmentObjective:
-    """The objective that trained a checkpoint of stage align."""
-    names = AlignmentObjective.__dataclass_fields__
+    """The objective that trained a checkpoint of stage align; one from before a setting had its default."""
+    names = AlignmentObjective.__dataclass_fields__.keys() & checkpoint.training.keys()
     return AlignmentObjective(**{name: checkpoint.training[name] for name in names})
 
 
