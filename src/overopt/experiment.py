@@ -109,6 +109,7 @@ def evaluate_checkpoints(
     tracking_uri: str | None,
     server: CompletionServer | None = None,
     server_has: Literal["checkpoint", "reference"] = "checkpoint",
+    reference: str | None = None,
 ) -> None:
     """Stage ``evaluate``; see :func:`overopt.stages.evaluate`."""
     if server is not None and checkpoints.is_dir():
@@ -126,7 +127,7 @@ def evaluate_checkpoints(
         judging.require()
     run_id = run_id or first.training.get("run_id")
     client = open_store(tracking_uri, create=False) if run_id else None
-    reference_path = first.training["reference"]
+    reference_path = reference or first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
     data.setup("predict")
     rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)

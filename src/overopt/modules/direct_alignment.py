@@ -102,9 +102,6 @@ class AlignmentObjective:
                 f"need finite nll_weight >= 0 and positive_penalty >= 0, got nll_weight={self.nll_weight}, "
                 f"positive_penalty={self.positive_penalty}"
             )
-        for name, value, table in (("link", self.link, LINKS), ("nll_per", self.nll_per, LIKELIHOOD_LOSSES)):
-            if value not in table:
-                raise ValueError(f"unknown {name} {value!r}; one of {', '.join(table)}")
         self._refuse_what_goes_ill_together()
         none = torch.zeros(0)
         # Refuses bad settings before any training.

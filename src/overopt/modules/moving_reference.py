@@ -21,7 +21,7 @@ class ReferenceUpdates:
         every: optimiser steps from one update to the next.
 
     Raises:
-        ValueError: another mode, ``alpha`` outside its range, missing from a soft update or given to a hard one, or
+        ValueError: ``alpha`` outside its range, missing from a soft update or given to a hard one, or
             ``every`` below 1.
 
     Source: Gorbatovski et al. 2024, "Learn your reference model for real good alignment" (arXiv:2404.09656), whose
@@ -34,11 +34,9 @@ class ReferenceUpdates:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in ("hard", "soft"):
-            raise ValueError(f"a reference moves by hard or soft updates, got mode={self.mode!r}")
         if self.mode == "hard" and self.alpha is not None:
             raise ValueError(f"a hard update replaces the whole reference; alpha={self.alpha} is for mode soft")
-        if self.mode == "soft" and (self.alpha is None or not 0 <= self.alpha <= 1):
+        if self.mode != "hard" and (self.alpha is None or not 0 <= self.alpha <= 1):
             raise ValueError(f"a soft update needs alpha in [0, 1], the policy's part, got alpha={self.alpha}")
         if self.every < 1:
             raise ValueError(f"the reference moves every so many steps, at least 1, got every={self.every}")
