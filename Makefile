@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
 	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
-	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks
+	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks mitigations-checks
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -105,6 +105,12 @@ bad-input: .venv/ready
 # Shared prompts, packing, chunking and cached sampling against the plain path: values, gradients, distributions.
 equivalence: .venv/ready
 	$(BIN)/python -m pytest -v tests/models tests/data/test_packing.py tests/test_packed_tokens.py
+
+# Mitigations by hand and against the theory, none by default; the moving reference against a plain loop; rounds.
+mitigations-checks: .venv/ready
+	$(BIN)/python -m pytest -v tests/objectives/test_mitigations.py tests/modules/test_mitigated_alignment.py \
+		tests/modules/test_moving_reference.py tests/test_embedded.py
+	$(BIN)/python -m pytest -v tests/test_conf.py tests/tracking/test_tables.py -k 'mitigation or round'
 
 # Two sharded processes on CPUs against one: losses, metrics, checkpoints either way, a kill inside an epoch.
 sharding: .venv/ready

@@ -25,6 +25,7 @@ from overopt.models.generation import sample_responses
 from overopt.models.grouped_attention import use_grouped_attention
 from overopt.models.log_probs import response_log_probs
 from overopt.modules.direct_alignment import AlignmentObjective, PairScores
+from overopt.objectives.likelihood import ResponseLikelihood
 from overopt.objectives.preference import PREFERENCE_LOSSES
 from overopt.packed_tokens import PromptGroup, pack
 
@@ -71,7 +72,8 @@ def step_zero() -> bool:
     reference = torch.stack([response_log_probs(model, pack([alone])).sum() for alone in _each_alone()])
     chosen, rejected = (policy - reference).view(-1, 2).unbind(dim=1)
     for name, value in AT_ZERO.items():
-        scores = PairScores(chosen, rejected, torch.zeros(len(chosen), dtype=torch.int64))
+        lengths = tokens.lengths()[::2]
+        scores = PairScores(chosen, rejected, torch.zeros_like(lengths), ResponseLikelihood(-policy[::2], lengths))
         loss = AlignmentObjective(name, BETA).pair_losses(scores).mean().item()
         worst = max(worst, abs(loss - value) / value)
     print(f"1. step-0 loss of {len(AT_ZERO)} objectives: largest relative error {worst:.1e}")

@@ -83,6 +83,73 @@ def test_there_is_an_overlay_for_every_objective():
     assert {path.stem for path in (CONF / "objective").glob("*.yaml")} == set(PREFERENCE_LOSSES)
 
 
+MITIGATIONS = {
+    "rpo": {"nll_weight": 1.0, "nll_per": "token"},
+    "rpo_sum": {"nll_weight": 5e-4, "nll_per": "response"},
+    "chi_po": {"link": "chi_squared"},
+    "dpo_positive": {"positive_penalty": 50.0},
+    "tr_hard": {"moving_reference": "hard every 512"},
+    "tr_soft": {"moving_reference": "soft 0.6 every 1"},
+    "length": {"length_penalty": 0.02},
+}
+
+
+def test_every_mitigation_has_an_overlay_that_steps(offline, preference_folder, sft_checkpoint):
+    assert {path.stem for path in (CONF / "mitigation").glob("*.yaml")} == MITIGATIONS.keys()
+    start = ["--data.path", str(preference_folder), "--model.reference", str(sft_checkpoint)]
+    for name, settings in MITIGATIONS.items():
+        overlays = ["--config", str(CONF / "objective" / "slic.yaml")]
+        overlays += ["--config", str(CONF / "mitigation" / f"{name}.yaml")]
+        training = fit("docstrings_dpo.yaml", *overlays, *start).training
+        assert {key: training[key] for key in settings} == settings
+        assert training["objective"] == "slic"
+
+
+def test_mitigations_are_options_of_the_command_line(offline, preference_folder, sft_checkpoint, capsys):
+    start = ["--data.path", str(preference_folder), "--model.reference", str(sft_checkpoint)]
+    given = ["--model.objective", "dpo", "--model.nll_weight", "0.1", "--model.link", "chi_squared"]
+    given += ["--model.max_reward", "2", "--model.moving_reference.mode", "soft"]
+    given += ["--model.moving_reference.alpha", "0.5", "--model.moving_reference.every", "4"]
+    training = fit("docstrings_dpo.yaml", *start, *given).training
+    assert (training["nll_weight"], training["link"], training["max_reward"]) == (0.1, "chi_squared", 2.0)
+    assert training["moving_reference"] == "soft 0.5 every 4"
+    for wrong, message in [
+        (["--model.objective", "ipo", "--model.positive_penalty", "1"], "ipo rewards that beyond its target"),
+        (["--model.link", "chi"], "chi_squared"),
+        (["--model.moving_reference.mode", "soft"], "a soft update needs alpha"),
+        (["--model.moving_reference.every", "2", "--trainer.strategy", "fsdp"], "sharding is there to avoid"),
+    ]:
+        with pytest.raises(SystemExit) as end:
+            main(["fit", "--config", str(CONF / "docstrings_dpo.yaml"), *ONE_STEP, *start, *wrong])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_round_of_iterated_dpo_by_the_commands_that_the_readme_gives(offline, preference_folder, sft_checkpoint):
+    start = str(sft_checkpoint)
+    gold = ["--judge", "gold", "--judge.checkpoint", "docstrings_reward.yaml/last.ckpt"]
+
+    def align(folder, pairs, *options):
+        fixed = ["--data.path", pairs, "--checkpoints.folder", folder]
+        main(["fit", "--config", str(CONF / "docstrings_dpo.yaml"), *ONE_STEP, *fixed, *options])
+
+    fit("docstrings_reward.yaml", "--data.path", str(preference_folder), "--model.policy", start)
+    align("round1", str(preference_folder), "--model.reference", start)
+    main(["sample-pairs", "round1/last.ckpt", "round2/sampled.jsonl", "--seed", "2", "--max-pairs", "20"])
+    main(["label-pairs", "round2/sampled.jsonl", "round2/labelled", *gold, "--seed", "2"])
+    align("round2", "round2/labelled", "--model.reference", start, "--model.policy", "round1/last.ckpt")
+    second = read_model_checkpoint(Path("round2/last.ckpt"), "policy.")
+    assert second.training["reference"] == start
+    assert second.training["policy"] == "round1/last.ckpt"
+    align("round2last", "round2/labelled", "--model.reference", "round1/last.ckpt")
+    for folder in ("round2", "round2last"):
+        main(["evaluate", folder, "--reference", start, "--num-prompts", "4", "--out", f"{folder}/evaluation", *gold])
+    # Against the original, each has its own distance; its first row is the same reference.
+    firsts = [Path(folder, "evaluation", "examples-00000000.jsonl").read_text() for folder in ("round2", "round2last")]
+    assert firsts[0] == firsts[1]
+    assert firsts[0] != sorted(Path("round2/evaluation").glob("*.jsonl"))[-1].read_text()
+
+
 PAPER = sorted(path.name for path in (CONF / "paper").glob("*_*.yaml"))
 TINY_DATA = ["--config", "conf/data/tiny.yaml"]
 

@@ -1,8 +1,8 @@
 """The whole experiment on small models from scratch: what is trained, from what, and where it is kept.
 
 Texts (docstrings by default), an SFT policy of each size and seed, one gold reward model, pairs that it labels, and any
-number of aligned policies (cells). Each is a task with a folder of its own, done once; the quickstart does them in
-order, a sweep hands them to workers.
+number of aligned policies (cells), in rounds on pairs of their own where asked. Each is a task with a folder of its
+own, done once; the quickstart does them in order, a sweep hands them to workers.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning import seed_everything
 from mlflow import MlflowClient
@@ -34,6 +34,7 @@ from overopt.experiment import (
 )
 from overopt.models.policy import EMBEDDED_SIZES
 from overopt.modules.direct_alignment import AlignmentObjective, DirectAlignmentModule
+from overopt.modules.moving_reference import ReferenceUpdates
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
@@ -49,6 +50,9 @@ from overopt.trainers import fit
 TRAINING_SECONDS, EVALUATION_SECONDS = "training_seconds", "evaluation_seconds"
 """How long a task trained, waits for evaluations included, and how long it evaluated in its last sitting, from opening
 policies, judge and prompts."""
+
+#: Between the seeds of one round's pairs and the next one's: more than a study has seeds.
+_DRAWS_OF_A_ROUND = 1000
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,23 @@ class Cell:
         seed: of SFT policy, pairs, labels and training order.
         length_penalty: price of length [reward / token].
         learning_rate: of the alignment; the recipe's by default.
+        nll_weight: of the chosen response's negative log-likelihood (RPO); this and the following as
+            :class:`overopt.modules.direct_alignment.DirectAlignmentModule` has them.
+        nll_per: token or response.
+        link: log or chi_squared (chi-PO).
+        max_reward: clips chi-PO's logit [reward].
+        positive_penalty: price of a fallen chosen response (DPO-positive).
+        reference_every: the reference follows the policy every so many optimiser steps (TR-DPO); 0: it does not.
+        reference_alpha: the policy's part in that, in [0, 1]; 1 is a hard update.
+        rounds: of iterated DPO: each after the first samples pairs from the policy that the one before ended with,
+            which the gold model labels, and trains on from that policy. A round is a run of its own, and the last
+            round's is this cell's. All rounds are evaluated against the SFT policy, on the first round's held-out
+            pairs, and so is the row at 0 examples.
+        round_reference: of the training in later rounds: ``first``, the SFT policy, or ``last``, the policy that the
+            round starts from.
 
     Raises:
-        ValueError: an unknown objective or size, or a bad beta or penalty.
+        ValueError: an unknown objective or size, a bad beta or penalty, or settings that make no sense together.
     """
 
     objective: str = "dpo"
@@ -131,13 +149,64 @@ class Cell:
     seed: int = 0
     length_penalty: float = 0.0
     learning_rate: float | None = None
+    nll_weight: float = 0.0
+    nll_per: Literal["token", "response"] = "token"
+    link: Literal["log", "chi_squared"] = "log"
+    max_reward: float | None = None
+    positive_penalty: float = 0.0
+    reference_every: int = 0
+    reference_alpha: float = 1.0
+    rounds: int = 1
+    round_reference: Literal["first", "last"] = "first"
 
     def __post_init__(self) -> None:
-        AlignmentObjective(self.objective, self.beta, self.length_penalty)
+        _ = self.alignment, self.reference_updates  # refuse bad settings
+        if self.rounds < 1 or self.round_reference not in ("first", "last"):
+            raise ValueError(
+                f"need rounds >= 1 and round_reference first or last, got {self.rounds} and {self.round_reference!r}"
+            )
+        if self.rounds == 1 and self.round_reference == "last":
+            raise ValueError("round_reference is of rounds after the first, got rounds=1")
         if self.size not in EMBEDDED_SIZES:
             raise ValueError(f"no size {self.size!r}; the embedded default has {', '.join(EMBEDDED_SIZES)}")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"a learning rate is positive, got {self.learning_rate}")
+
+    @property
+    def alignment(self) -> AlignmentObjective:
+        """What the policy is trained by."""
+        return AlignmentObjective(
+            self.objective,
+            self.beta,
+            self.length_penalty,
+            nll_weight=self.nll_weight,
+            nll_per=self.nll_per,
+            link=self.link,
+            max_reward=self.max_reward,
+            positive_penalty=self.positive_penalty,
+        )
+
+    @property
+    def reference_updates(self) -> ReferenceUpdates | None:
+        """How the reference moves, if it does."""
+        if self.reference_every == 0:
+            if self.reference_alpha != 1:
+                raise ValueError(f"reference_alpha={self.reference_alpha} needs reference_every, in optimiser steps")
+            return None
+        if self.reference_alpha == 1:
+            return ReferenceUpdates("hard", every=self.reference_every)
+        return ReferenceUpdates("soft", self.reference_alpha, self.reference_every)
+
+    @property
+    def round_before(self) -> "Cell":
+        """The cell whose last policy this one's last round starts from; only where there are several rounds."""
+        rounds = self.rounds - 1
+        return replace(self, rounds=rounds, round_reference=self.round_reference if rounds > 1 else "first")
+
+    @property
+    def all_rounds(self) -> "list[Cell]":
+        """The cells of all its rounds, this one last."""
+        return [*([] if self.rounds == 1 else self.round_before.all_rounds), self]
 
     @property
     def name(self) -> str:
@@ -145,10 +214,22 @@ class Cell:
 
         >>> Cell("ipo", 0.05, length_penalty=0.01).name
         'ipo-beta0.05-length0.01-0.7M-seed0'
+        >>> Cell(nll_weight=0.1, reference_every=8, rounds=2).name
+        'dpo-beta0.1-nll0.1-moving8-rounds2-0.7M-seed0'
         """
-        length = f"-length{self.length_penalty:g}" if self.length_penalty else ""
-        rate = f"-lr{self.learning_rate:g}" if self.learning_rate is not None else ""
-        return f"{self.objective}-beta{self.beta:g}{length}{rate}-{self.size}-seed{self.seed}"
+        parts = {
+            f"-length{self.length_penalty:g}": self.length_penalty,
+            f"-lr{self.learning_rate or 0:g}": self.learning_rate is not None,
+            f"-nll{self.nll_weight:g}{'' if self.nll_per == 'token' else self.nll_per}": self.nll_weight,
+            f"-{self.link}": self.link != "log",
+            f"-max{self.max_reward or 0:g}": self.max_reward is not None,
+            f"-positive{self.positive_penalty:g}": self.positive_penalty,
+            f"-moving{self.reference_every}": self.reference_every,
+            f"-alpha{self.reference_alpha:g}": self.reference_alpha != 1,
+            f"-rounds{self.rounds}{'' if self.round_reference == 'first' else self.round_reference}": self.rounds > 1,
+        }
+        changed = "".join(part for part, said in parts.items() if said)
+        return f"{self.objective}-beta{self.beta:g}{changed}-{self.size}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -269,10 +350,16 @@ class EmbeddedExperiment:
         tasks = self._gold_tasks()
         for cell in cells:
             size, seed = cell.size, cell.seed
-            policy, pairs, reference = _sft_name(size, seed), f"pairs-{size}-seed{seed}", f"reference-{size}-seed{seed}"
+            policy, pairs, reference = _sft_name(size, seed), _pairs_name(size, seed), f"reference-{size}-seed{seed}"
             self._add_pairs(tasks, size, seed)
             tasks.setdefault(reference, Task((policy, "gold", pairs), partial(self._reference, size, seed)))
-            tasks[cell.name] = Task((policy, "gold", pairs, reference), partial(self._align, cell))
+            needs: tuple[str, ...] = (policy, "gold", pairs, reference)
+            for done in cell.all_rounds:
+                if done.rounds > 1:
+                    before, own = done.round_before, _round_pairs(done.round_before)
+                    tasks.setdefault(own, Task((*needs, before.name), partial(self._pairs_of_round, before)))
+                    needs = (*needs, before.name, own)
+                tasks.setdefault(done.name, Task(needs, partial(self._align, done)))
         return tasks
 
     def proxy_tasks(self, proxies: Iterable[Proxy], best_of_n: Iterable[BestOfN] = ()) -> dict[str, Task]:
@@ -306,7 +393,7 @@ class EmbeddedExperiment:
 
     def _add_pairs(self, tasks: dict[str, Task], size: str, seed: int) -> str:
         """Add what makes a policy's labelled pairs; gives the name of their task."""
-        policy, pairs = _sft_name(size, seed), f"pairs-{size}-seed{seed}"
+        policy, pairs = _sft_name(size, seed), _pairs_name(size, seed)
         tasks.setdefault(policy, Task((), partial(self._sft, size, seed)))
         tasks.setdefault(pairs, Task((policy, "gold"), partial(self._pairs, size, seed)))
         return pairs
@@ -452,29 +539,39 @@ class EmbeddedExperiment:
 
     def _pairs(self, size: str, seed: int) -> Mapping[str, float]:
         """Sampled pairs, labelled by the gold model."""
-        recipe, name, gold = self.recipe, _sft_name(size, seed), self._checkpoint("gold")
+        return self._labelled_pairs(_pairs_name(size, seed), _sft_name(size, seed), 1 + seed, seed)
+
+    def _pairs_of_round(self, cell: Cell) -> Mapping[str, float]:
+        """Pairs for the round after a cell's: its policy's own, on the same prompts, labelled by the gold model."""
+        draw = cell.seed + _DRAWS_OF_A_ROUND * cell.rounds
+        return self._labelled_pairs(_round_pairs(cell), cell.name, 1 + draw, draw)
+
+    def _labelled_pairs(self, name: str, policy: str, draw: int, seed: int) -> Mapping[str, float]:
+        recipe, gold = self.recipe, self._checkpoint("gold")
 
         def work(folder: Path) -> None:
             file = folder / "sampled.jsonl"
             parts: list[Part] = ["train", "evaluation"]
             most = recipe.pairs, recipe.evaluation_prompts
-            sample_pairs_to_file(str(self._checkpoint(name)), file, None, None, parts, *most, 1 + seed)
+            sample_pairs_to_file(str(self._checkpoint(policy)), file, None, None, parts, *most, draw)
             label_pairs_to_folder(file, folder / "labelled", gold_reward_judge(gold, recipe.gold_temperature), seed)
 
         settings = {
-            "policy": self._key(name),
+            "policy": self._key(policy),
             "gold": self._key("gold"),
             "gold_temperature": recipe.gold_temperature,
             "pairs": recipe.pairs,
             "held out": recipe.evaluation_prompts,
             "seed": seed,
         }
-        return self._make(f"pairs-{size}-seed{seed}", settings, work)
+        return self._make(name, settings, work)
 
     def _proxy(self, proxy: Proxy) -> Mapping[str, float]:
         """A proxy reward model, evaluated on held-out pairs beside the gold model."""
         policy = str(self._checkpoint(_sft_name(proxy.size, proxy.seed)))
-        data = self._preferences(*proxy.labelled, tokenizer=policy, seed=proxy.seed, max_examples=proxy.pairs)
+        data = self._preferences(
+            _pairs_name(*proxy.labelled), *proxy.labelled, tokenizer=policy, seed=proxy.seed, max_examples=proxy.pairs
+        )
         steps = proxy.passes * math.ceil(len(data.train_set) / data.batch_size)
 
         def evaluate(run_id: str) -> Mapping[str, float]:
@@ -520,14 +617,14 @@ class EmbeddedExperiment:
             with whole_file(folder / "metrics.json") as file:
                 file.write(json.dumps(samples.metrics).encode())
 
-        settings = {"pairs": self._key(f"pairs-{size}-seed{seed}"), "prompts": self.recipe.evaluation_prompts}
+        settings = {"pairs": self._key(_pairs_name(size, seed)), "prompts": self.recipe.evaluation_prompts}
         return self._make(f"reference-{size}-seed{seed}", settings, work)
 
-    def _preferences(self, size: str, seed: int, /, **changes: Any) -> PreferenceDataModule:
+    def _preferences(self, pairs: str, size: str, seed: int, /, **changes: Any) -> PreferenceDataModule:
         return self._data(
             **{
                 "source": "jsonl",
-                "path": str(self.out / f"pairs-{size}-seed{seed}" / "labelled"),
+                "path": str(self.out / pairs / "labelled"),
                 "examples": "preferences",
                 "tokenizer": str(self._checkpoint(_sft_name(size, seed))),
                 "batch_size": self.recipe.align_batch_size,
@@ -538,7 +635,7 @@ class EmbeddedExperiment:
 
     def _open_evaluator(self, size: str, seed: int) -> Evaluator:
         samples = SampleEvaluator(
-            self._preferences(size, seed),
+            self._preferences(_pairs_name(size, seed), size, seed),
             open_policy(self._checkpoint(_sft_name(size, seed))),
             gold_reward_judge(self._checkpoint("gold"), self.recipe.gold_temperature),
             num_prompts=self.recipe.evaluation_prompts,
@@ -564,11 +661,18 @@ class EmbeddedExperiment:
         evaluator = self._evaluator(cell.size, cell.seed)
         opened = time.perf_counter() - began
         evaluations = RunEvaluations(evaluator, self.out / cell.name, rule, seconds=opened)
+        data, start = evaluator.data, None
+        reference = str(self._checkpoint(_sft_name(cell.size, cell.seed)))
+        if cell.rounds > 1:
+            data = self._preferences(_round_pairs(cell.round_before), cell.size, cell.seed)
+            start = str(self._checkpoint(cell.round_before.name))
+            if cell.round_reference == "last":
+                reference, start = start, None
         module = DirectAlignmentModule(
-            str(self._checkpoint(_sft_name(cell.size, cell.seed))),
-            cell.objective,
-            cell.beta,
-            cell.length_penalty,
+            reference,
+            **asdict(cell.alignment),
+            moving_reference=cell.reference_updates,
+            policy=start,
             optimizer=optimizer,
         )
 
@@ -586,7 +690,7 @@ class EmbeddedExperiment:
         return self._train(
             cell.name,
             module,
-            evaluator.data,
+            data,
             self.recipe.align_steps,
             cell.seed,
             then=evaluate,
@@ -597,3 +701,11 @@ class EmbeddedExperiment:
 
 def _sft_name(size: str, seed: int) -> str:
     return f"sft-{size}-seed{seed}"
+
+
+def _pairs_name(size: str, seed: int) -> str:
+    return f"pairs-{size}-seed{seed}"
+
+
+def _round_pairs(before: Cell) -> str:
+    return f"pairs-{before.name}"

@@ -109,6 +109,7 @@ def evaluate_checkpoints(
     tracking_uri: str | None,
     server: CompletionServer | None = None,
     server_has: Literal["checkpoint", "reference"] = "checkpoint",
+    reference: str | None = None,
 ) -> None:
     """Stage ``evaluate``; see :func:`overopt.stages.evaluate`."""
     if server is not None and checkpoints.is_dir():
@@ -126,7 +127,7 @@ def evaluate_checkpoints(
         judging.require()
     run_id = run_id or first.training.get("run_id")
     client = open_store(tracking_uri, create=False) if run_id else None
-    reference_path = first.training["reference"]
+    reference_path = reference or first.training["reference"]
     data = data_of_checkpoint(first, reference_path)
     data.setup("predict")
     rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)
@@ -188,8 +189,8 @@ def completions_path(folder: Path, examples_seen: int) -> Path:
 
 
 def alignment_of(checkpoint: ModelCheckpoint) -> AlignmentObjective:
-    """The objective that trained a checkpoint of stage align."""
-    names = AlignmentObjective.__dataclass_fields__
+    """The objective that trained a checkpoint of stage align; one from before a setting had its default."""
+    names = AlignmentObjective.__dataclass_fields__.keys() & checkpoint.training.keys()
     return AlignmentObjective(**{name: checkpoint.training[name] for name in names})
 
 

@@ -113,6 +113,7 @@ def evaluate(
     sampler_serves: Literal["checkpoint", "reference"] = "checkpoint",
     sampler_concurrency: int = 32,
     sampler_timeout: float = 300.0,
+    reference: str | None = None,
 ) -> None:
     """Sample, rescore and judge checkpoints of an aligned policy; log every metric to its run.
 
@@ -136,6 +137,8 @@ def evaluate(
         sampler_serves: which policy the server has: the checkpoint's, or its reference, whose row is then measured.
         sampler_concurrency: requests to the server under way at a time.
         sampler_timeout: time-out of one request [s].
+        reference: policy that KL, log-ratios and held-out loss are measured against; the one that the checkpoint was
+            trained with by default. For a round of iterated DPO that had the last round's policy, give the original.
     """
     from overopt.evaluation.completion_server import CompletionServer
     from overopt.experiment import evaluate_checkpoints
@@ -157,6 +160,7 @@ def evaluate(
         tracking_uri,
         server,
         sampler_serves,
+        reference,
     )
 
 

@@ -16,6 +16,7 @@ from overopt.modules.direct_alignment import (
     PairScores,
     attach_reference_log_probs,
 )
+from overopt.objectives.likelihood import ResponseLikelihood
 from overopt.objectives.preference import PREFERENCE_LOSSES
 from tiny import FAST, Losses, seeded_policy
 
@@ -160,10 +161,12 @@ def held_out_scores(module, data) -> PairScores:
     for place in range(len(data.evaluation_set)):
         tokens = data.evaluation_set.collate([place]).tokens
         with torch.inference_mode():
-            log_ratio = tokens.sums(module.policy(tokens) - reference(tokens))
+            log_probs = tokens.sums(module.policy(tokens))
+            log_ratio = log_probs - tokens.sums(reference(tokens))
         lengths = tokens.lengths()
-        rows.append((log_ratio[0], log_ratio[1], lengths[0] - lengths[1]))
-    return PairScores(*(torch.stack(column) for column in zip(*rows, strict=True)))
+        rows.append((log_ratio[0], log_ratio[1], lengths[0] - lengths[1], -log_probs[0], lengths[0]))
+    chosen, rejected, margin, nll, length = (torch.stack(column) for column in zip(*rows, strict=True))
+    return PairScores(chosen, rejected, margin, ResponseLikelihood(nll, length))
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [60, 200, 4096])

@@ -139,6 +139,37 @@ def test_the_newest_run_of_a_cell_counts_and_other_cells_are_not_confused(store:
     assert set(table.loc[table["run_id"] == penalised, "objective"]) == {"dpo, length penalty 0.01"}
 
 
+@pytest.mark.parametrize(
+    ("settings", "told_by"),
+    [
+        ({"nll_weight": 0.1}, "dpo, NLL 0.1 per token"),
+        ({"nll_weight": 0.1, "nll_per": "response"}, "dpo, NLL 0.1 per response"),
+        ({"link": "chi_squared", "max_reward": 2.0}, "dpo, chi_squared link, rewards up to 2"),
+        ({"positive_penalty": 50.0}, "dpo, positive penalty 50"),
+        ({"moving_reference": "soft 0.6 every 1"}, "dpo, reference moving soft 0.6 every 1"),
+    ],
+    ids=str,
+)
+def test_a_mitigation_makes_a_curve_of_its_own(store: Store, settings: dict[str, object], told_by: str) -> None:
+    experiment = store.experiment(told_by)
+    store.log(experiment)
+    mitigated = store.log(experiment, **settings)
+    table, notes = read_points(store.uri, experiment=told_by)
+    assert not notes
+    assert set(table["objective"]) == {"dpo", told_by}
+    assert set(table.loc[table["run_id"] == mitigated, "objective"]) == {told_by}
+
+
+def test_a_later_round_makes_a_curve_of_its_own(store: Store) -> None:
+    experiment = store.experiment("rounds")
+    runs = [store.log(experiment) for _ in range(2)]
+    for run, rounds in zip(runs, (1, 3), strict=True):
+        store.client.set_tag(run, "overopt.rounds", str(rounds))
+    table, notes = read_points(store.uri, experiment="rounds")
+    assert not notes
+    assert set(table["objective"]) == {"dpo", "dpo, round 3 from the first reference"}
+
+
 def test_a_curve_that_mixes_data_sets_is_noted(store: Store) -> None:
     experiment = store.experiment("mixed")
     for data in ("d0", "d1"):

@@ -24,6 +24,7 @@ from overopt.modules.direct_alignment import (
     attach_reference_log_probs,
     response_totals,
 )
+from overopt.objectives.likelihood import ResponseLikelihood
 
 
 class CheckpointEvaluation(NamedTuple):
@@ -182,7 +183,8 @@ class Evaluator:
         accuracy.update(chosen, rejected)
         forward_kl.update(chosen)
         ranked, forward = accuracy.compute(), forward_kl.compute()
-        losses = alignment.pair_losses(PairScores(chosen, rejected, lengths[:, 0] - lengths[:, 1]))
+        likelihood = ResponseLikelihood(-torch.from_numpy(totals[:, 0]), lengths[:, 0])
+        losses = alignment.pair_losses(PairScores(chosen, rejected, lengths[:, 0] - lengths[:, 1], likelihood))
         return {
             "eval/loss": float(losses.double().mean()),
             "eval/implicit_reward_accuracy": float(ranked.accuracy),

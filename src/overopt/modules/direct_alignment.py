@@ -1,7 +1,9 @@
 """Direct alignment: a preference objective on the policy's own log-ratios (Eq. 4)."""
 
+import copy
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -18,13 +22,17 @@ from overopt.data.example_sets import PreferenceSet
 from overopt.data.packing import Ranks
 from overopt.data.reference_cache import ReferenceKey, cached_reference_log_probs
 from overopt.data.schema import EvaluationBatch, PreferenceBatch
+from overopt.data.tokenization import tokenizer_hash
 from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
 from overopt.models.compute import ComputeSettings
 from overopt.models.policy import Policy, load_policy, weights_hash
 from overopt.models.sharding import reshard
+from overopt.modules.moving_reference import MovingReference, ReferenceUpdates
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
+from overopt.objectives.likelihood import ResponseLikelihood
+from overopt.objectives.mitigations import LIKELIHOOD_LOSSES, LINKS, clip_reward_margin, lost_likelihood
 from overopt.objectives.preference import LABEL_SMOOTHINGS, preference_logit, preference_loss
 from overopt.packed_tokens import PackedTokens
 
@@ -36,11 +44,13 @@ class PairScores(NamedTuple):
         chosen_log_ratios: log pi/pi_ref of each chosen response [nats].
         rejected_log_ratios: the same of each rejected response [nats].
         length_margin: length of the chosen minus the rejected response [tokens].
+        chosen: likelihood and length of each chosen response.
     """
 
     chosen_log_ratios: Float[Tensor, " pair"]
     rejected_log_ratios: Float[Tensor, " pair"]
     length_margin: Int[Tensor, " pair"]
+    chosen: ResponseLikelihood
 
 
 def score_pairs(policy: Callable[[PackedTokens], Float[Tensor, " target"]], batch: PreferenceBatch) -> PairScores:
@@ -53,7 +63,18 @@ def score_pairs(policy: Callable[[PackedTokens], Float[Tensor, " target"]], batc
     log_probs = batch.tokens.sums(policy(batch.tokens)).view(-1, 2)
     chosen, rejected = (log_probs - batch.reference_log_probs).unbind(dim=1)
     chosen_length, rejected_length = batch.tokens.lengths().view(-1, 2).unbind(dim=1)
-    return PairScores(chosen, rejected, chosen_length - rejected_length)
+    likelihood = ResponseLikelihood(-log_probs[:, 0], chosen_length)
+    return PairScores(chosen, rejected, chosen_length - rejected_length, likelihood)
+
+
+#: The moving reference's entry in a checkpoint.
+_MOVING_REFERENCE = "moving_reference"
+
+#: Losses that rise again beyond their target: what lowers the logit there lowers the loss.
+TARGETED_OBJECTIVES = ("ipo", "ipo_azar")
+
+#: Recorded by every run; other settings by runs that have changed them, so that the rest keep their record.
+_ALWAYS_RECORDED = ("objective", "beta", "length_penalty", "label_smoothing", "smoothing")
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class AlignmentObjective:
     """An objective with its settings, as :class:`DirectAlignmentModule` documents them.
 
     Raises:
-        ValueError: an unknown objective, or a setting out of its range.
+        ValueError: an unknown objective, a setting out of its range, or settings that make no objective together.
     """
 
     objective: str = "dpo"
@@ -69,29 +90,81 @@ class AlignmentObjective:
     length_penalty: float = 0.0
     label_smoothing: float = 0.0
     smoothing: Literal["conservative", "robust"] = "conservative"
+    nll_weight: float = 0.0
+    nll_per: Literal["token", "response"] = "token"
+    link: Literal["log", "chi_squared"] = "log"
+    max_reward: float | None = None
+    positive_penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (0 <= self.nll_weight < math.inf and 0 <= self.positive_penalty < math.inf):
+            raise ValueError(
+                f"need finite nll_weight >= 0 and positive_penalty >= 0, got nll_weight={self.nll_weight}, "
+                f"positive_penalty={self.positive_penalty}"
+            )
+        self._refuse_what_goes_ill_together()
         none = torch.zeros(0)
-        self.pair_losses(PairScores(none, none, none.int()))  # refuses bad settings before any training
+        # Refuses bad settings before any training.
+        self.pair_losses(PairScores(none, none, none.int(), ResponseLikelihood(none, none.int())))
 
     def pair_losses(self, scores: PairScores) -> Float[Tensor, " pair"]:
         """The objective for each pair."""
         smoothed = LABEL_SMOOTHINGS[self.smoothing]
         loss = smoothed(preference_loss(self.objective), label_smoothing=self.label_smoothing)
         logit = preference_logit(
-            scores.chosen_log_ratios - scores.rejected_log_ratios,
-            scores.length_margin,
-            beta=self.beta,
-            length_penalty=self.length_penalty,
+            self._margin(scores), scores.length_margin, beta=self.beta, length_penalty=self.length_penalty
         )
-        return loss(logit, beta=self.beta)
+        if self.max_reward is not None:
+            logit = clip_reward_margin(logit, max_reward=self.max_reward)
+        losses = loss(logit, beta=self.beta)
+        if self.nll_weight:
+            losses = losses + self.nll_weight * LIKELIHOOD_LOSSES[self.nll_per](scores.chosen)
+        return losses
+
+    def implicit_rewards(self, log_ratios: Float[Tensor, " response"]) -> Float[Tensor, " response"]:
+        """Beta times the link of log pi/pi_ref [reward]."""
+        return self.beta * LINKS[self.link](log_ratios)
+
+    def to_record(self) -> dict[str, Any]:
+        """The settings, less mitigations that are off."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return {f.name: value for f, value in values if f.name in _ALWAYS_RECORDED or value != f.default}
+
+    def _margin(self, scores: PairScores) -> Float[Tensor, " pair"]:
+        link = LINKS[self.link]
+        margin = link(scores.chosen_log_ratios) - link(scores.rejected_log_ratios)
+        if self.positive_penalty:
+            margin = margin - self.positive_penalty * lost_likelihood(scores.chosen_log_ratios)
+        return margin
+
+    def _refuse_what_goes_ill_together(self) -> None:
+        if self.positive_penalty and self.objective in TARGETED_OBJECTIVES:
+            raise ValueError(
+                f"positive_penalty lowers the logit, and {self.objective} rewards that beyond its target: take dpo, "
+                "slic or another loss that falls throughout, or nll_weight"
+            )
+        if self.positive_penalty and self.label_smoothing:
+            raise ValueError(
+                "positive_penalty is of the chosen response, and a flipped label has another one: leave out "
+                "label_smoothing or positive_penalty"
+            )
+        if self.positive_penalty and self.link != "log":
+            raise ValueError(f"positive_penalty is a part of a margin of log-ratios, got link={self.link!r}")
+        if self.max_reward is not None and self.link != "chi_squared":
+            raise ValueError(f"max_reward clips as chi-PO does: give link chi_squared too, got link={self.link!r}")
+        if self.link == "chi_squared" and self.objective == "exponential" and self.max_reward is None:
+            raise ValueError("exp(-z) overflows with link chi_squared, whose margins are huge: give max_reward too")
 
 
 class DirectAlignmentModule(StepModule):
     """Aligns a policy to preference pairs; the policy starts as its reference.
 
     The reference's log-probabilities are computed once per reference and data set, kept on disk and shared
-    by all objectives, betas and seeds: no reference model is in memory while training.
+    by all objectives, betas and seeds: no reference model is in memory while training, unless it moves.
+
+    Mitigations of over-optimization are off by default and go with any objective, where they make sense together:
+    ``nll_weight``, ``link``, ``positive_penalty`` and ``moving_reference``; each is documented with its source in
+    :mod:`overopt.objectives.mitigations` or :mod:`overopt.modules.moving_reference`.
 
     Args:
         reference: checkpoint, Hugging Face folder or hub name of the reference policy.
@@ -100,8 +173,24 @@ class DirectAlignmentModule(StepModule):
         length_penalty: price of length, >= 0 [reward / token]; 0 is the published objective.
         label_smoothing: share of labels taken to be flipped, in [0, 0.5).
         smoothing: how ``label_smoothing`` enters: ``conservative`` (cDPO) or ``robust`` DPO.
+        nll_weight: weight of the chosen response's negative log-likelihood, added to the objective, >= 0 (RPO).
+        nll_per: what that is per: ``token``, its mean over the response's tokens (Pang et al. 2024, with weight 1), or
+            ``response``, its sum (Liu et al. 2024, whose eta is ``nll_weight / beta``).
+        link: of pi/pi_ref to implicit reward: ``log``, or ``chi_squared``, z + log z (chi-PO, Huang et al. 2024).
+        max_reward: chi-PO's R_max, > 0 [reward]: its logit is clipped to +-2 R_max; not clipped by default.
+        positive_penalty: price of a chosen response that falls below the reference, >= 0 [nats of margin / nat]:
+            lambda of DPO-positive (Pal et al. 2024), under beta.
+        moving_reference: let the reference follow the policy (TR-DPO), such as ``{mode: soft, alpha: 0.6}``, at the
+            price of a second model in memory. Training losses and log-ratios are then against the moving one;
+            validation, evaluation and their KL stay against the original.
+        policy: checkpoint, Hugging Face folder or hub name to start from, of the reference's tokenizer; the reference
+            itself by default. A later round of iterated DPO starts from the last one.
         optimizer: optimiser and schedule; the default is the paper's.
         compute: memory against time, such as ``{activation_checkpointing: true}``.
+
+    Raises:
+        ValueError: see :class:`AlignmentObjective` and
+            :class:`overopt.modules.moving_reference.ReferenceUpdates`.
     """
 
     stage_name = "align"
@@ -115,12 +204,33 @@ class DirectAlignmentModule(StepModule):
         length_penalty: float = 0.0,
         label_smoothing: float = 0.0,
         smoothing: Literal["conservative", "robust"] = "conservative",
+        nll_weight: float = 0.0,
+        nll_per: Literal["token", "response"] = "token",
+        link: Literal["log", "chi_squared"] = "log",
+        max_reward: float | None = None,
+        positive_penalty: float = 0.0,
+        moving_reference: ReferenceUpdates | None = None,
+        policy: str | None = None,
         optimizer: OptimizerSettings = OptimizerSettings(),
         compute: ComputeSettings = ComputeSettings(),
     ) -> None:
         super().__init__(optimizer)
-        self.alignment = AlignmentObjective(objective, beta, length_penalty, label_smoothing, smoothing)
+        self.alignment = AlignmentObjective(
+            objective,
+            beta,
+            length_penalty,
+            label_smoothing,
+            smoothing,
+            nll_weight,
+            nll_per,
+            link,
+            max_reward,
+            positive_penalty,
+        )
+        self.reference_updates = moving_reference
         self.reference = reference
+        self.start = policy
+        self._moving: MovingReference | None = None
         self.compute = compute
         self.pair_loss = MeanMetric()
         self.accuracy = ImplicitRewardAccuracy()
@@ -130,6 +240,11 @@ class DirectAlignmentModule(StepModule):
         """Open the reference, let it score all pairs, then train on from its weights; a policy that is set stays."""
         if hasattr(self, "policy"):
             return
+        if self.reference_updates is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ValueError(
+                "moving_reference keeps a whole second model on each device, which sharding is there to avoid: train "
+                "on one device or under ddp, or leave it out"
+            )
         self.policy = load_policy(self.reference, self.compute)
         weights = weights_hash(self.policy)
         if not self.shard(self.policy):
@@ -140,9 +255,56 @@ class DirectAlignmentModule(StepModule):
                 self.policy, self.data, weights=weights, precision=str(self.trainer.precision), ranks=self.ranks()
             )
         reshard(self.policy)
+        if self.reference_updates is not None:
+            self._moving = MovingReference(copy.deepcopy(self.policy), self.reference_updates)
+        if self.start is not None:
+            self.policy = self._open_start(self.start, self.policy)
+
+    def _open_start(self, start: str, reference: Policy) -> Policy:
+        policy = load_policy(start, self.compute)
+        if tokenizer_hash(policy.tokenizer) != tokenizer_hash(reference.tokenizer):
+            raise ValueError(
+                f"the policy {start} and the reference {self.reference} have different tokenizers: no log-ratio"
+            )
+        if not self.shard(policy):
+            policy.to(self.device)
+        return policy
+
+    def on_fit_start(self) -> None:
+        """Refuse what would change the meaning of a step, or of the reference."""
+        super().on_fit_start()
+        if self.reference_updates is not None and self._moving is None:
+            raise ValueError("moving_reference needs the module to open its reference; this policy was set before")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The step; then the reference follows, before anything is saved."""
+        super().optimizer_step(*args, **kwargs)
+        if self._moving is not None:
+            self._moving.after_step(self.policy)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the moving reference too."""
+        super().on_save_checkpoint(checkpoint)
+        if self._moving is not None:
+            checkpoint[_MOVING_REFERENCE] = self._moving.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the moving reference; a training without one is not gone on with as one with it, nor back.
+
+        Elsewhere than in training it is not needed: what is held out is measured against the original reference.
+        """
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint.get(_MOVING_REFERENCE)
+        if self.trainer.state.fn == TrainerFn.FITTING and (state is None) != (self._moving is None):
+            trained, here = ("without", "with") if state is None else ("with", "without")
+            raise ValueError(f"the checkpoint was trained {trained} a moving_reference, this run is {here} one")
+        if state is not None and self._moving is not None:
+            self._moving.restore(state)
 
     def loss_sum(self, micro_batch: PreferenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed objective, and what tells a healthy run from a broken one."""
+        if self._moving is not None:
+            micro_batch = micro_batch._replace(reference_log_probs=self._moving.totals(micro_batch.tokens))
         scores = score_pairs(self.policy, micro_batch)
         margin = scores.chosen_log_ratios - scores.rejected_log_ratios
         return self.alignment.pair_losses(scores).sum(), {
@@ -169,26 +331,27 @@ class DirectAlignmentModule(StepModule):
         self._log_scores("test")
 
     def predict_step(self, batch: EvaluationBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Implicit rewards, beta * log_ratio, of both responses of each held-out pair."""
-        scores, beta = self._scores(batch), self.alignment.beta
+        """Implicit rewards of both responses of each held-out pair: beta * log_ratio, or beta * phi under chi-PO."""
+        scores = self._scores(batch)
         if not batch.counts:
             return []
-        return [
-            {"chosen_implicit_reward": beta * c, "rejected_implicit_reward": beta * r}
-            for c, r in zip(scores.chosen_log_ratios.tolist(), scores.rejected_log_ratios.tolist(), strict=True)
-        ]
+        log_ratios = torch.stack([scores.chosen_log_ratios, scores.rejected_log_ratios], dim=1).flatten()
+        rewards = self.alignment.implicit_rewards(log_ratios.double()).view(-1, 2).tolist()
+        return [{"chosen_implicit_reward": c, "rejected_implicit_reward": r} for c, r in rewards]
 
     def describe_model(self) -> ModelDescription:
         """Architecture and tokenizer of the policy."""
         return self.policy.describe()
 
     def describe_training(self) -> dict[str, Any]:
-        """What evaluation must know: the objective and the reference."""
-        return super().describe_training() | self.parameters_to_log()
+        """What evaluation must know: the objective, in full, and the reference."""
+        return super().describe_training() | asdict(self.alignment) | self.parameters_to_log()
 
     def parameters_to_log(self) -> dict[str, Any]:
         """What tells this run from others."""
-        return {**asdict(self.alignment), "reference": self.reference}
+        moving = {} if self.reference_updates is None else {"moving_reference": str(self.reference_updates)}
+        start = {} if self.start is None else {"policy": self.start}
+        return {**self.alignment.to_record(), "reference": self.reference, **moving, **start}
 
     def _scores(self, batch: EvaluationBatch) -> PairScores:
         assert isinstance(batch.examples, PreferenceBatch)

@@ -106,4 +106,9 @@ def parameters_of(cells: Sequence[Cell], search: BetaSearch | None = None) -> di
             space[name] = IntDistribution(values[0], values[-1])
         else:
             space[name] = FloatDistribution(values[0], values[-1], log=values[0] > 0)
-    return {cell.name: Parameters({name: getattr(cell, name) for name in space}, space) for cell in cells}
+
+    def of(cell: Cell) -> Parameters:
+        values = {name: value for name in space if (value := getattr(cell, name)) is not None}
+        return Parameters(values, {name: space[name] for name in values})
+
+    return {cell.name: of(cell) for cell in cells}

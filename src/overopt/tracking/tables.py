@@ -248,6 +248,7 @@ def _identity(run: Any) -> dict[str, object]:
         objective += f", length penalty {price:g}"
     if share := _number(run, "label_smoothing"):
         objective += f", {params.get('smoothing', '')} label smoothing {share:g}".replace("  ", " ")
+    objective += _mitigations(run)
     # A tag of those runs alone whose learning rate is what a study varies.
     if rate := run.data.tags.get("overopt.learning_rate"):
         objective += f", learning rate {float(rate):g}"
@@ -262,6 +263,25 @@ def _identity(run: Any) -> dict[str, object]:
         "beta": _number(run, "beta"),
         "seed": integers["seed"],
     }
+
+
+def _mitigations(run: Any) -> str:
+    """What a run has beside its objective, as a study's curves are told apart by; runs without have no such record."""
+    params, parts = run.data.params, []
+    if weight := _number(run, "nll_weight"):
+        parts.append(f"NLL {weight:g} per {params.get('nll_per', 'token')}")
+    if link := params.get("link"):
+        parts.append(f"{link} link")
+    if reward := _number(run, "max_reward"):
+        parts.append(f"rewards up to {reward:g}")
+    if price := _number(run, "positive_penalty"):
+        parts.append(f"positive penalty {price:g}")
+    if updates := params.get("moving_reference"):
+        parts.append(f"reference moving {updates}")
+    # A tag of cells with several rounds; their own reference is told by another.
+    if int(rounds := run.data.tags.get("overopt.rounds", "1")) > 1:
+        parts.append(f"round {rounds} from the {run.data.tags.get('overopt.round_reference', 'first')} reference")
+    return "".join(f", {part}" for part in parts)
 
 
 def _number(run: Any, name: str) -> float | None:
