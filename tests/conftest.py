@@ -99,3 +99,33 @@ def sft_checkpoint(preference_folder: Path, tmp_path_factory: pytest.TempPathFac
         trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True)
         trainer.fit(SFTModule(architecture=TINY), datamodule=data)
     return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def reward_checkpoint(preference_folder: Path, sft_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real checkpoint of a reward model on that policy's backbone."""
+    import torch
+
+    from overopt.data.datamodule import PreferenceDataModule
+    from overopt.modules.checkpoint_schedule import CheckpointSchedule
+    from overopt.modules.reward_modeling import RewardModule
+    from tiny import FAST, quiet_trainer
+
+    folder = tmp_path_factory.mktemp("reward")
+    data = PreferenceDataModule(
+        "jsonl",
+        str(preference_folder),
+        examples="preferences",
+        tokenizer=str(sft_checkpoint),
+        max_prompt_tokens=48,
+        max_response_tokens=24,
+        batch_size=8,
+        evaluation_fraction=0.3,
+        cache_dir=str(folder / "cache"),
+    )
+    schedule = CheckpointSchedule(str(folder / "checkpoints"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True, max_epochs=4)
+        trainer.fit(RewardModule(str(sft_checkpoint), FAST), datamodule=data)
+    return folder / "checkpoints" / "last.ckpt"
