@@ -103,7 +103,7 @@ def sft_checkpoint(preference_folder: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def reward_checkpoint(preference_folder: Path, sft_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real checkpoint of a reward model on that policy's backbone."""
+    """A real checkpoint of a reward model on that policy's backbone, with a head that tells responses apart."""
     import torch
 
     from overopt.data.datamodule import PreferenceDataModule
@@ -126,6 +126,10 @@ def reward_checkpoint(preference_folder: Path, sft_checkpoint: Path, tmp_path_fa
     schedule = CheckpointSchedule(str(folder / "checkpoints"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True, max_epochs=4)
+        trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True)
         trainer.fit(RewardModule(str(sft_checkpoint), FAST), datamodule=data)
-    return folder / "checkpoints" / "last.ckpt"
+        content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        # The labels are made up: what it has learned from them is next to nothing.
+        torch.nn.init.normal_(content["state_dict"]["reward_model.head.weight"])
+    torch.save(content, folder / "reward.ckpt")
+    return folder / "reward.ckpt"

@@ -45,7 +45,7 @@ class PolicyGradientObjective:
     objective: str = "rloo"
     beta: float = 0.1
     samples_per_prompt: int = 4
-    kl: Literal["reward", "penalty"] = "reward"
+    kl: str = "reward"
     unfinished_penalty: float = 0.0
     clip_range: float = 0.2
     inner_epochs: int = 4
