@@ -77,6 +77,24 @@ def test_every_preference_configuration_and_objective_steps(offline, preference_
         assert checkpoint.training["objective"] == overlay.stem
 
 
+def test_rlhf_steps_on_the_proxy_that_the_configuration_before_it_trains(offline, preference_folder, sft_checkpoint):
+    pairs, start = ["--data.path", str(preference_folder)], str(sft_checkpoint)
+    assert fit("docstrings_proxy.yaml", *pairs, "--model.policy", start).training["stage"] == "reward"
+    proxy = ["--model.reward", "docstrings_proxy.yaml/last.ckpt", "--model.gold", "docstrings_proxy.yaml/last.ckpt"]
+    training = fit("docstrings_rloo.yaml", *pairs, *proxy, "--model.reference", start).training
+    assert (training["stage"], training["objective"]) == ("rl", "rloo")
+    several = [
+        "--model.reward",
+        "[docstrings_proxy.yaml/last.ckpt]",
+        "--model.objective",
+        "ppo",
+        "--model.gold",
+        "null",
+    ]
+    training = fit("docstrings_rloo.yaml", *pairs, *several, "--model.reference", start).training
+    assert (training["objective"], training["reward"]) == ("ppo", ["docstrings_proxy.yaml/last.ckpt"])
+
+
 def test_there_is_an_overlay_for_every_objective():
     from overopt.objectives.preference import PREFERENCE_LOSSES
 
