@@ -127,8 +127,8 @@ def distance_from_optimum(objective: PolicyGradientObjective, seed: int, steps: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--policies", type=int, default=5, help="random policies of the enumeration")
-    parser.add_argument("--bandits", type=int, default=10, help="bandits, of random rewards and reference")
+    parser.add_argument("--policies", type=int, default=3, help="random policies of the enumeration")
+    parser.add_argument("--bandits", type=int, default=5, help="bandits, of random rewards and reference")
     parser.add_argument("--keep", type=Path, default=None, help="folder for the summary")
     options = parser.parse_args()
     lines, deviations, distances = [], [], []
