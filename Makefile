@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
 	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
-	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks mitigations-checks
+	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks mitigations-checks rlhf-checks
 
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
@@ -56,6 +56,10 @@ recovery: .venv/ready
 # Policies of one loss and any OOD mass, checked token by token from their probabilities; seconds.
 rank-deficiency: .venv/ready
 	$(BIN)/python studies/rank_deficiency.py $(ARGS)
+
+# Policy gradients against enumeration, and against the exact optimum of Eq. 3 on bandits; two minutes.
+rlhf-checks: .venv/ready
+	$(BIN)/python studies/policy_gradient.py $(ARGS)
 
 # Laws against scipy and statsmodels, and against coefficients from outside the project where they are at hand.
 analysis-checks: .venv/ready

@@ -99,3 +99,37 @@ def sft_checkpoint(preference_folder: Path, tmp_path_factory: pytest.TempPathFac
         trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True)
         trainer.fit(SFTModule(architecture=TINY), datamodule=data)
     return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def reward_checkpoint(preference_folder: Path, sft_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real checkpoint of a reward model on that policy's backbone, with a head that tells responses apart."""
+    import torch
+
+    from overopt.data.datamodule import PreferenceDataModule
+    from overopt.modules.checkpoint_schedule import CheckpointSchedule
+    from overopt.modules.reward_modeling import RewardModule
+    from tiny import FAST, quiet_trainer
+
+    folder = tmp_path_factory.mktemp("reward")
+    data = PreferenceDataModule(
+        "jsonl",
+        str(preference_folder),
+        examples="preferences",
+        tokenizer=str(sft_checkpoint),
+        max_prompt_tokens=48,
+        max_response_tokens=24,
+        batch_size=8,
+        evaluation_fraction=0.3,
+        cache_dir=str(folder / "cache"),
+    )
+    schedule = CheckpointSchedule(str(folder / "checkpoints"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trainer = quiet_trainer(folder, callbacks=[schedule], enable_checkpointing=True)
+        trainer.fit(RewardModule(str(sft_checkpoint), FAST), datamodule=data)
+        content = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        # The labels are made up: what it has learned from them is next to nothing.
+        torch.nn.init.normal_(content["state_dict"]["reward_model.head.weight"])
+    torch.save(content, folder / "reward.ckpt")
+    return folder / "reward.ckpt"

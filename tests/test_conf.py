@@ -14,6 +14,7 @@ import yaml
 from hub_layout import write_feedback
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.cli import main
+from overopt.tracking.tables import read_points
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -75,6 +76,22 @@ def test_every_preference_configuration_and_objective_steps(offline, preference_
     for overlay in sorted((CONF / "objective").glob("*.yaml")):
         checkpoint = fit("docstrings_dpo.yaml", "--config", str(overlay), *pairs, "--model.reference", start)
         assert checkpoint.training["objective"] == overlay.stem
+
+
+def test_rlhf_steps_on_a_proxy_and_is_evaluated_as_a_curve_of_its_own(offline, preference_folder, sft_checkpoint):
+    pairs, start = ["--data.path", str(preference_folder)], str(sft_checkpoint)
+    assert fit("docstrings_proxy.yaml", *pairs, "--model.policy", start).training["stage"] == "reward"
+    proxy = ["--model.reward", "docstrings_proxy.yaml/last.ckpt", "--model.gold", "docstrings_proxy.yaml/last.ckpt"]
+    training = fit("docstrings_rloo.yaml", *pairs, *proxy, "--model.reference", start).training
+    assert (training["stage"], training["objective"]) == ("rl", "rloo")
+    main(["evaluate", "docstrings_rloo.yaml", "--num-prompts", "8"])
+    table, _ = read_points(os.environ["MLFLOW_TRACKING_URI"], unfinished=True)
+    assert list(table["objective"]) == ["rloo"] * 2  # the reference, and after the one step
+    assert table["proxy_reward"].notna().all()
+    assert table["loss"].isna().all()
+    several = ["--model.reward", "[docstrings_proxy.yaml/last.ckpt]", "--model.objective", "ppo"]
+    training = fit("docstrings_rloo.yaml", *pairs, *proxy, *several, "--model.reference", start).training
+    assert (training["objective"], training["reward"]) == ("ppo", ["docstrings_proxy.yaml/last.ckpt"])
 
 
 def test_there_is_an_overlay_for_every_objective():

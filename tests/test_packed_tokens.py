@@ -40,6 +40,11 @@ def test_a_row_a_group_is_padded_and_means_the_same():
     assert rows[tokens.ends].tolist() == [22, 30, 40]
 
 
+@pytest.mark.parametrize("one_row", [True, False])
+def test_each_response_knows_its_prompt(one_row):
+    assert pack(GROUPS, one_row=one_row).prompts() == [[10, 11], [10, 11], [12]]
+
+
 def test_single_responses_need_no_branches():
     assert pack([group([1], [2, 3]), group([4, 5], [6])]).branches is None
 

@@ -14,6 +14,7 @@ from overopt.evaluation.records import Verdict
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.direct_alignment import DirectAlignmentModule
 from overopt.modules.optimizers import OptimizerSettings
+from overopt.modules.policy_gradient import PolicyGradientModule
 from overopt.modules.sft import SFTModule
 from overopt.stop_at_kl import StopAtKL
 from tiny import FAST, TINY, KilledError, Losses, StopAfter
@@ -68,6 +69,14 @@ def saved(folder):
 def kls(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("after ")]
     return {int(line.split()[1]): float(line.split("KL ")[1].split()[0]) for line in lines}
+
+
+def test_a_policy_gradient_ends_at_its_budget_too(align, sft_checkpoint, reward_checkpoint):
+    module = PolicyGradientModule(
+        str(sft_checkpoint), str(reward_checkpoint), beta=0.0, samples_per_prompt=2, optimizer=BOLD
+    )
+    folder, _ = align(StopAtKL(1e-3, num_prompts=PROMPTS), module=module)
+    assert 1 <= len(saved(folder)) < len(EXAMPLES)
 
 
 def test_a_training_ends_at_the_first_checkpoint_beyond_the_budget_or_goes_on_and_keeps_the_best_within(align, capsys):

@@ -28,10 +28,14 @@ from overopt.evaluation.sampling import sample_here
 from overopt.judging import Judging, judge_tags
 from overopt.models.compute import stage_device
 from overopt.models.policy import Policy, load_policy
+from overopt.models.proxy_reward import ProxyReward
 from overopt.modules.direct_alignment import AlignmentObjective
 from overopt.progress import progress_bar
 from overopt.tracking.runs import log_artifact, log_metrics, log_params, set_tags
 from overopt.tracking.store import open_store
+
+EVALUATED_STAGES = ("align", "rl")
+"""Whose policies have a reference."""
 
 Row = Literal["reference", "checkpoint"]
 """Which policies of a run are evaluated: the row at 0 examples, those of its checkpoints."""
@@ -118,10 +122,10 @@ def evaluate_checkpoints(
     if not paths or not paths[0].is_file():
         raise ValueError(f"no checkpoints at {checkpoints}: expected a .ckpt file or a folder of examples-*.ckpt")
     first = read_model_checkpoint(paths[0])
-    if first.training["stage"] != "align":
+    if first.training["stage"] not in EVALUATED_STAGES:
         raise ValueError(
-            f"{paths[0]} was written by stage {first.training['stage']!r}; only aligned policies have a reference "
-            "to be evaluated against"
+            f"{paths[0]} was written by stage {first.training['stage']!r}; only aligned policies, of stage align or "
+            "rl, have a reference to be evaluated against"
         )
     if judging is not None:
         judging.require()
@@ -141,6 +145,7 @@ def evaluate_checkpoints(
             opponent=opponent,
             seed=seed,
             sampler=sample_here if server is None else server.sample,
+            proxy=proxy_of(first),
         )
         evaluator = Evaluator(samples)
         if server is not None:
@@ -188,8 +193,20 @@ def completions_path(folder: Path, examples_seen: int) -> Path:
     return folder / f"examples-{examples_seen:08d}.jsonl"
 
 
-def alignment_of(checkpoint: ModelCheckpoint) -> AlignmentObjective:
-    """The objective that trained a checkpoint of stage align; one from before a setting had its default."""
+def proxy_of(checkpoint: ModelCheckpoint) -> ProxyReward | None:
+    """What a checkpoint of stage rl was optimised against; none of any other."""
+    if checkpoint.training["stage"] != "rl":
+        return None
+    return ProxyReward.from_description(checkpoint.training).to(stage_device())
+
+
+def alignment_of(checkpoint: ModelCheckpoint) -> AlignmentObjective | None:
+    """The objective that trained a checkpoint; none of stage rl, which has no loss on pairs.
+
+    One from before a setting has its default.
+    """
+    if checkpoint.training["stage"] == "rl":
+        return None
     names = AlignmentObjective.__dataclass_fields__.keys() & checkpoint.training.keys()
     return AlignmentObjective(**{name: checkpoint.training[name] for name in names})
 
@@ -207,14 +224,18 @@ def record_evaluations(
 
 
 def print_evaluations(evaluations: dict[int, CheckpointEvaluation]) -> None:
-    """One line a checkpoint."""
-    print(f"{'examples':>10} {'KL [nats]':>16} {'win rate':>16} {'tokens':>7}")
+    """One line a checkpoint; of a policy gradient with the reward that it was after beside the gold one."""
+    optimised = any("eval/proxy_reward" in metrics for metrics, _ in evaluations.values())
+    rewards = {"eval/proxy_reward": "proxy", "eval/gold_reward": "gold"} if optimised else {}
+    header = f"{'examples':>10} {'KL [nats]':>16} {'win rate':>16} {'tokens':>7}"
+    print(header + "".join(f" {name:>8}" for name in rewards.values()))
     for examples_seen, (metrics, _) in sorted(evaluations.items()):
         kl = f"{metrics['eval/kl_nats']:.2f} +- {metrics['eval/kl_se']:.2f}"
         win = "-"
         if "eval/win_rate" in metrics:
             win = f"{metrics['eval/win_rate']:.3f} +- {metrics['eval/win_rate_se']:.3f}"
-        print(f"{examples_seen:>10} {kl:>16} {win:>16} {metrics['eval/response_tokens']:>7.1f}")
+        found = "".join(f" {metrics[name]:>8.3f}" if name in metrics else f" {'-':>8}" for name in rewards)
+        print(f"{examples_seen:>10} {kl:>16} {win:>16} {metrics['eval/response_tokens']:>7.1f}{found}")
 
 
 def print_agreement(evaluations: dict[int, CheckpointEvaluation], server: CompletionServer) -> None:

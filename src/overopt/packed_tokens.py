@@ -83,6 +83,17 @@ class PackedTokens(NamedTuple):
         """Tokens of each response, its end of text included."""
         return torch.zeros_like(self.ends).index_add(0, self.responses, torch.ones_like(self.responses))
 
+    def prompts(self) -> list[list[int]]:
+        """The token ids of each response's prompt."""
+        # A prompt stands right before its first response; the token that predicts a response's first one ends it.
+        is_first = torch.ones_like(self.responses, dtype=torch.bool)
+        is_first[1:] = self.responses[1:] != self.responses[:-1]
+        last = self.predictors[is_first]
+        lengths = self.position_ids.flatten()[last] + 1
+        ids = self.input_ids.flatten().tolist()
+        spans = zip(last.tolist(), lengths.tolist(), strict=True)
+        return [ids[end - length + 1 : end + 1] for end, length in spans]
+
     def mask(self) -> Bool[Tensor, "response response_token"]:
         """One row a response, true on its tokens: where :meth:`padded` has values."""
         lengths = self.lengths()

@@ -1,4 +1,4 @@
-"""Callback: end an alignment at a KL budget or past its peak, or train on and keep its best checkpoint."""
+"""Callback: end an alignment or a policy gradient at a KL budget or past its peak, or keep its best checkpoint."""
 
 import math
 import os
@@ -19,9 +19,13 @@ from overopt.evaluation.sampling import evaluation_prompts
 from overopt.models.policy import load_policy
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.direct_alignment import DirectAlignmentModule
+from overopt.modules.policy_gradient import PolicyGradientModule
 from overopt.run_evaluations import measured
 
 BEST = "best.ckpt"
+
+HasReference = DirectAlignmentModule | PolicyGradientModule
+"""What trains a policy that starts as its reference."""
 
 
 class StopAtKL(Callback):
@@ -75,10 +79,10 @@ class StopAtKL(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse, before any step, what could not be looked at."""
-        if not isinstance(pl_module, DirectAlignmentModule):
+        if not isinstance(pl_module, HasReference):
             raise ValueError(
                 f"StopAtKL measures KL to a reference, which {type(pl_module).__name__} has none of: it goes with "
-                "DirectAlignmentModule"
+                "DirectAlignmentModule or PolicyGradientModule"
             )
         strategy = trainer.strategy
         if isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint:
@@ -96,7 +100,7 @@ class StopAtKL(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run looks at the checkpoints that it has, before it trains on."""
-        assert isinstance(pl_module, DirectAlignmentModule)
+        assert isinstance(pl_module, HasReference)
         self._seen, self._files = {}, {}
         folder = self._schedule(trainer).folder
         if trainer.ckpt_path is None or not pl_module.examples_seen:
@@ -130,12 +134,12 @@ class StopAtKL(Callback):
             if isinstance(schedule, CheckpointSchedule):
                 schedule.on_saved = None
 
-    def _look(self, trainer: Trainer, module: DirectAlignmentModule) -> bool:
+    def _look(self, trainer: Trainer, module: HasReference) -> bool:
         """At the checkpoint that has just been saved."""
         self._files[module.examples_seen] = checkpoint_path(self._schedule(trainer).folder, module.examples_seen)
         return self._over(trainer, module)
 
-    def _over(self, trainer: Trainer, module: DirectAlignmentModule) -> bool:
+    def _over(self, trainer: Trainer, module: HasReference) -> bool:
         """Measure what has not been, keep the best, and say whether the training ends, on all processes alike."""
         over, problem = False, None
         if trainer.is_global_zero:
@@ -150,7 +154,7 @@ class StopAtKL(Callback):
             raise ValueError(f"the first process could not look at a checkpoint: {failed}")
         return over and self._action == "stop"
 
-    def _measure(self, trainer: Trainer, module: DirectAlignmentModule) -> bool:
+    def _measure(self, trainer: Trainer, module: HasReference) -> bool:
         """Whether the run is over."""
         for seen in sorted(self._files.keys() - self._seen.keys()):
             evaluation = self._evaluate(self._files[seen], trainer, module)
@@ -168,7 +172,7 @@ class StopAtKL(Callback):
         print(f"after {newest:,} examples{self._words(newest)}{self._verdict(newest, best, over)}")
         return over
 
-    def _evaluate(self, path: Path, trainer: Trainer, module: DirectAlignmentModule) -> CheckpointEvaluation:
+    def _evaluate(self, path: Path, trainer: Trainer, module: HasReference) -> CheckpointEvaluation:
         device = trainer.strategy.root_device
         # Opening a model draws weights before it reads them: what the training draws stays as it was.
         with torch.random.fork_rng(devices=[]):

@@ -12,8 +12,10 @@ from overopt.evaluation.judges.gold_reward import GoldRewardJudge
 from overopt.evaluation.judges.protocol import Judge, ignore
 from overopt.evaluation.records import Verdict
 from overopt.models.policy import load_policy
-from overopt.models.reward_model import reward_model_from_policy
+from overopt.models.proxy_reward import ProxyReward
+from overopt.models.reward_model import load_reward_model, reward_model_from_policy
 from overopt.modules.direct_alignment import AlignmentObjective
+from overopt.packed_tokens import PromptGroup, pack
 from tiny import seeded_policy
 
 SPEC_6 = [
@@ -98,6 +100,26 @@ def test_at_the_reference_nothing_has_moved(data, sft_checkpoint, gold):
     assert metrics["eval/loss"] == pytest.approx(np.mean([math.log1p(math.exp(-z)) for z in margins]), rel=1e-5)
     again = evaluator_.evaluate(evaluator_.reference, ALIGNMENT)
     assert again.completions is completions  # sampled once for all runs
+
+
+def test_a_policy_gradient_has_the_proxys_reward_of_the_same_samples_and_no_loss_on_pairs(
+    data, sft_checkpoint, reward_checkpoint, gold, moved
+):
+    proxy = ProxyReward([reward_checkpoint])
+    evaluator_ = evaluator(data, sft_checkpoint, gold, proxy=proxy)
+    metrics, completions = evaluator_.evaluate(moved, None)
+    assert sorted(metrics) == sorted({*SPEC_6, *FURTHER, "eval/proxy_reward"} - {"eval/loss"})
+    by_alignment, _ = evaluator(data, sft_checkpoint, gold).evaluate(moved, ALIGNMENT)
+    assert {name: by_alignment[name] for name in metrics if name in by_alignment} == {
+        name: value for name, value in metrics.items() if name != "eval/proxy_reward"
+    }
+    reward_model = load_reward_model(reward_checkpoint).eval()
+    for prompt, completion in zip(evaluator_.prompts, completions, strict=True):
+        group = PromptGroup(np.array(prompt.token_ids, np.int32), (np.array(completion.token_ids, np.int32),))
+        with torch.inference_mode():
+            assert completion.proxy_reward == pytest.approx(float(reward_model(pack([group]))), abs=1e-5)
+    assert metrics["eval/proxy_reward"] == pytest.approx(np.mean([c.proxy_reward for c in completions]))
+    assert np.std([c.proxy_reward for c in completions]) > 0.01
 
 
 def one_at_a_time(policy, pairs) -> np.ndarray:

@@ -96,6 +96,27 @@ def test_a_row_per_run_and_checkpoint_with_the_contracts_columns_in_a_fixed_orde
     assert set(table["num_parameters"]) == {529_920}
 
 
+def test_policy_gradients_are_curves_of_their_own_beside_alignments(store: Store) -> None:
+    experiment = store.experiment("rlhf")
+    store.log(experiment)
+    store.log(experiment, stage="reward", objective="bradley_terry")
+    for changes in (
+        {},
+        {"kl": "penalty"},
+        {"reward_models": 3, "reward_combination": "worst"},
+    ):
+        given: dict[str, object] = {"objective": "rloo", "kl": "reward", "reward_models": 1, **changes}
+        metrics = lambda step: {"kl_nats": 0.1, "proxy_reward": 2.0, "gold_reward": 1.0}  # noqa: E731
+        store.log(experiment, stage="rl", metrics=metrics, **given)
+    table, notes = read_points(store.uri, experiment="rlhf")
+    assert notes == ()
+    names = ["dpo", "rloo", "rloo, KL as a penalty", "rloo, worst of 3 reward models"]
+    assert list(table["objective"].unique()) == names
+    optimised = table[table["objective"] != "dpo"]
+    assert set(optimised["proxy_reward"]) == {2.0}
+    assert table[table["objective"] == "dpo"]["proxy_reward"].isna().all()
+
+
 def test_missing_and_nan_metrics_are_missing_and_a_lone_loss_is_no_evaluation(store: Store) -> None:
     def metrics(step: int) -> dict[str, float]:
         if step == 3072:

@@ -73,6 +73,32 @@ class PreferenceBatch(NamedTuple):
     reference_log_probs: Float[Tensor, "pair 2"]
 
 
+class SampledBatch(NamedTuple):
+    """Responses that a policy drew, and what is known of them; constants, no gradient goes through them.
+
+    Attributes:
+        tokens: prompts and responses.
+        advantages: of each response, relative to others to its prompt.
+        drawn_log_probs: of each token under the policy that drew it [nats].
+        reference_log_probs: of each token under the reference [nats].
+        proxy_rewards: what the policy is optimised against.
+        gold_rewards: of a reward model that is only watched; ``None`` without one.
+        unfinished: 1 where the length limit came before the end of text, else 0.
+    """
+
+    tokens: PackedTokens
+    advantages: Float[Tensor, " response"]
+    drawn_log_probs: Float[Tensor, " target"]
+    reference_log_probs: Float[Tensor, " target"]
+    proxy_rewards: Float[Tensor, " response"]
+    gold_rewards: Float[Tensor, " response"] | None
+    unfinished: Float[Tensor, " response"]
+
+    def log_ratios(self) -> Float[Tensor, " response"]:
+        """Nats by which each response is likelier than under the reference, for the policy that drew it."""
+        return self.tokens.sums(self.drawn_log_probs - self.reference_log_probs)
+
+
 class StepBatch(NamedTuple):
     """One rank's share of one optimiser step.
 
@@ -83,7 +109,7 @@ class StepBatch(NamedTuple):
         num_examples: examples of the step over all ranks: what the summed losses are divided by.
     """
 
-    micro_batches: tuple[PackedTokens | PreferenceBatch, ...]
+    micro_batches: tuple[PackedTokens | PreferenceBatch | SampledBatch, ...]
     scales: tuple[float, ...]
     num_examples: int
 

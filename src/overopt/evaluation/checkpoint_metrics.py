@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor
 
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.example_sets import PreferenceSet
+from overopt.data.tokenization import padding_id
 from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion
 from overopt.evaluation.sampling import EvaluationPrompt, Sampler, evaluation_prompts, rescore, sample_here
@@ -18,6 +22,7 @@ from overopt.metrics.implicit_reward import ImplicitRewardAccuracy
 from overopt.metrics.kl import ForwardKL
 from overopt.metrics.length import LengthRegression, ResponseLength
 from overopt.models.policy import Policy
+from overopt.models.proxy_reward import ProxyReward
 from overopt.modules.direct_alignment import (
     AlignmentObjective,
     PairScores,
@@ -25,6 +30,7 @@ from overopt.modules.direct_alignment import (
     response_totals,
 )
 from overopt.objectives.likelihood import ResponseLikelihood
+from overopt.packed_tokens import PackedTokens, PromptGroup
 
 
 class CheckpointEvaluation(NamedTuple):
@@ -50,6 +56,8 @@ class SampleEvaluator:
         opponent: ``human`` or ``preferred``; see :func:`overopt.evaluation.sampling.evaluation_prompts`.
         seed: fixes the draws; the same for all policies, which therefore share their noise.
         sampler: what draws the samples; whichever it is, they are rescored here.
+        proxy: what the policies were optimised against, where they were, on the reference's device; it reads the same
+            samples as the judge, so that its reward and the gold one stand side by side.
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class SampleEvaluator:
         opponent: str = "human",
         seed: int = 0,
         sampler: Sampler = sample_here,
+        proxy: ProxyReward | None = None,
     ) -> None:
         self.data = data
         self.reference = reference.eval()
@@ -70,6 +79,7 @@ class SampleEvaluator:
         self.settings = {"evaluation_prompts": num_prompts, "evaluation_seed": seed, "opponent": opponent}
         self._seed = seed
         self._sampler = sampler
+        self._proxy = proxy
 
     def evaluate(self, policy: Policy, on_batch: Callable[[int], None] | None = None) -> CheckpointEvaluation:
         """What one policy's samples say.
@@ -89,16 +99,36 @@ class SampleEvaluator:
         rescored = rescore(policy, self.reference, self.prompts, sampled, packing=self.data.packing)
         if rescored.agreement is not None:
             rescored.agreement.require_same_model()
-        completions, judged = self._judged(rescored.completions)
+        completions, by_proxy = self._by_proxy(rescored.completions)
+        completions, judged = self._judged(completions)
         metrics = {
             "eval/kl_nats": float(rescored.kl.k1.mean),
             "eval/kl_se": float(rescored.kl.k1.standard_error),
             "eval/kl_k3_nats": float(rescored.kl.k3.mean),
             **({} if rescored.agreement is None else rescored.agreement.metrics()),
             **judged,
+            **by_proxy,
             **_length_metrics(completions),
         }
         return CheckpointEvaluation(metrics, completions)
+
+    def _by_proxy(self, completions: list[Completion]) -> tuple[list[Completion], dict[str, float]]:
+        """With the rewards that the policy was after: of the sampled token ids, which it was trained on."""
+        if self._proxy is None:
+            return completions, {}
+        proxy, device = self._proxy, self.reference.causal_lm.device
+        groups = [
+            PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(completion.token_ids, np.int32),))
+            for prompt, completion in zip(self.prompts, completions, strict=True)
+        ]
+
+        def reward(tokens: PackedTokens) -> Float[Tensor, " response"]:
+            return proxy(move_data_to_device(tokens, device))
+
+        scores = self.data.packing.scores(groups, reward, padding_id(self.reference.tokenizer))
+        rewards = np.concatenate(scores).astype(np.float64)
+        scored = [replace(c, proxy_reward=r) for c, r in zip(completions, rewards.tolist(), strict=True)]
+        return scored, {"eval/proxy_reward": float(rewards.mean())}
 
     def _judged(self, completions: list[Completion]) -> tuple[list[Completion], dict[str, float]]:
         if self.judge is None:
@@ -139,13 +169,15 @@ class Evaluator:
         attach_reference_log_probs(self.reference, self.data)
 
     def evaluate(
-        self, policy: Policy, alignment: AlignmentObjective, on_batch: Callable[[int], None] | None = None
+        self, policy: Policy, alignment: AlignmentObjective | None, on_batch: Callable[[int], None] | None = None
     ) -> CheckpointEvaluation:
         """All metrics of one policy.
 
         Args:
             policy: the checkpoint's policy, or the reference itself for its own row.
-            alignment: what it was trained by, for its held-out loss.
+            alignment: what it was trained by, for its held-out loss; ``None`` of a policy gradient, which has no loss
+                on pairs. What else pairs tell needs log-ratios alone: how the policy's implicit reward ranks them, and
+                how likely it finds preferred responses.
             on_batch: told after each sampled batch how many prompts it had.
         """
         policy.eval()
@@ -168,7 +200,7 @@ class Evaluator:
         """Take what another evaluator of the same settings got from :meth:`sample_reference`."""
         self._reference_samples = samples
 
-    def _pair_metrics(self, policy: Policy, alignment: AlignmentObjective) -> dict[str, float]:
+    def _pair_metrics(self, policy: Policy, alignment: AlignmentObjective | None) -> dict[str, float]:
         pairs = self.data.evaluation_set
         assert isinstance(pairs, PreferenceSet)  # a reference has been attached
         if pairs.reference_log_probs is None:  # to none, where no pair is held out
@@ -184,9 +216,10 @@ class Evaluator:
         forward_kl.update(chosen)
         ranked, forward = accuracy.compute(), forward_kl.compute()
         likelihood = ResponseLikelihood(-torch.from_numpy(totals[:, 0]), lengths[:, 0])
-        losses = alignment.pair_losses(PairScores(chosen, rejected, lengths[:, 0] - lengths[:, 1], likelihood))
+        scores = PairScores(chosen, rejected, lengths[:, 0] - lengths[:, 1], likelihood)
+        loss = {} if alignment is None else {"eval/loss": float(alignment.pair_losses(scores).double().mean())}
         return {
-            "eval/loss": float(losses.double().mean()),
+            **loss,
             "eval/implicit_reward_accuracy": float(ranked.accuracy),
             "eval/chosen_log_ratio": float(ranked.chosen_log_ratio),
             "eval/rejected_log_ratio": float(ranked.rejected_log_ratio),

@@ -31,6 +31,7 @@ class Completion:
         gold_reward: the gold reward model's reward of the sample; ``None`` without one.
         judge_answer: what the judge wrote, word for word, where it writes.
         first_preferred: probability that it preferred the text that it read first, where order matters.
+        proxy_reward: of the reward models that the policy was optimised against; ``None`` where there were none.
     """
 
     prompt_id: str
@@ -47,6 +48,7 @@ class Completion:
     gold_reward: float | None = None
     judge_answer: str | None = None
     first_preferred: float | None = None
+    proxy_reward: float | None = None
 
     @property
     def response_tokens(self) -> int:

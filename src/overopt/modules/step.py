@@ -1,4 +1,4 @@
-"""What SFT, reward modelling and alignment share: one Lightning batch is one optimiser step."""
+"""What SFT, reward modelling, alignment and policy gradients share: one Lightning batch is one optimiser step."""
 
 from abc import abstractmethod
 from typing import Any
@@ -36,7 +36,7 @@ class StepModule(LightningModule):
     half-full last window, so accumulation happens inside the step, and ``accumulate_grad_batches`` stays 1.
 
     Attributes:
-        stage_name: which stage of the experiment it trains: sft, reward or align.
+        stage_name: which stage of the experiment it trains: sft, reward, align or rl.
         examples_kind: what it needs of the DataModule: demonstrations or preferences.
         examples_seen: examples whose gradient has been applied; survives a resume.
     """
@@ -113,6 +113,20 @@ class StepModule(LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> Tensor:
         """Forward and backward of all micro-batches; Lightning does the last backward and the step."""
+        loss, totals = self.accumulate(batch)
+        self.log_dict(
+            {f"train/{name}": value for name, value in totals.items()},
+            batch_size=batch.num_examples,
+            sync_dist=self.trainer.world_size > 1,
+        )
+        # The progress bar has room for one number.
+        self.log("loss", totals["loss"], prog_bar=True, logger=False, batch_size=batch.num_examples)
+        self.examples_seen += batch.num_examples
+        self.log_examples_seen()
+        return loss
+
+    def accumulate(self, batch: StepBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gradients of all micro-batches but the last; the last one's loss, and means over the step's examples."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
@@ -126,16 +140,7 @@ class StepModule(LightningModule):
                 totals[name] = totals[name] + value.detach() if name in totals else value.detach()
             if i < len(batch.micro_batches) - 1:
                 self.trainer.strategy.backward(loss, None)
-        self.log_dict(
-            {f"train/{name}": value for name, value in totals.items()},
-            batch_size=batch.num_examples,
-            sync_dist=self.trainer.world_size > 1,
-        )
-        # The progress bar has room for one number.
-        self.log("loss", totals["loss"], prog_bar=True, logger=False, batch_size=batch.num_examples)
-        self.examples_seen += batch.num_examples
-        self.log_examples_seen()
-        return loss
+        return loss, totals
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Of the forward pass keep what the backward pass reads, and no more."""

@@ -7,6 +7,7 @@ from typing import Any
 from overopt.models.activation_memory import Device
 from overopt.models.compute import ComputeSettings
 from overopt.modules.direct_alignment import DirectAlignmentModule
+from overopt.modules.policy_gradient import PolicyGradientModule
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
@@ -73,6 +74,11 @@ def read_fit_settings(options: Sequence[str]) -> FitSettings:
     cli = run(["fit", *options], _ReadOnly)
     config = cli.config[cli.subcommand]
     module: StepModule = cli.model
+    if isinstance(module, PolicyGradientModule):
+        raise ValueError(
+            "plan knows steps on given responses, and a policy gradient draws its own: plan an alignment on the same "
+            "data, and add the reference, the reward models and the sampling"
+        )
     strategy = config.trainer.strategy
     named = strategy if isinstance(strategy, str) else strategy.class_path.rpartition(".")[2]
     offloaded = named == "fsdp_cpu_offload" or (

@@ -22,7 +22,7 @@ from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
-from overopt.experiment import alignment_of, open_policy
+from overopt.experiment import open_policy
 from overopt.models.policy import Policy
 from overopt.progress import progress_bar
 from overopt.theory.soft_bellman import check_tree
@@ -80,7 +80,7 @@ class AlignedRun:
     @property
     def beta(self) -> float:
         """Price of divergence that it was trained at [reward / nat]."""
-        return float(alignment_of(self.first).beta)
+        return float(self.first.training["beta"])
 
     @property
     def other_betas(self) -> list[float]:
@@ -90,7 +90,7 @@ class AlignedRun:
     @property
     def keys(self) -> dict[str, Any]:
         """What its rows have in common."""
-        objective = alignment_of(self.first).objective
+        objective = self.first.training["objective"]
         return {"run": self.label, "run_id": self.run_id, "objective": objective, "beta": self.beta}
 
 

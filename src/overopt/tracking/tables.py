@@ -6,6 +6,7 @@ Reading only: no store, table or folder is created, and an old store is not migr
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -38,6 +39,7 @@ METRICS = (
     "win_rate_length_controlled_se",
     "position_bias",
     "position_bias_se",
+    "proxy_reward",
 )
 """Last names of the ``eval/`` metrics, in the order of points.csv."""
 
@@ -45,6 +47,7 @@ RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "beta", "seed")
 COLUMNS = (*RUN_COLUMNS, "examples_seen", "epoch_fraction", *METRICS)
 """Columns of points.csv."""
 
+_STAGES = ("align", "rl")
 # A step counts as an evaluated checkpoint by these: a loss alone may be logged at any step.
 _EVALUATED_BY = {"kl_nats", "win_rate"}
 
@@ -53,7 +56,7 @@ class Points(NamedTuple):
     """What a store holds.
 
     Attributes:
-        table: one row an align run and evaluated step, with :data:`COLUMNS`; ``examples_seen`` 0 is the
+        table: one row a run of stage align or rl and evaluated step, with :data:`COLUMNS`; ``examples_seen`` 0 is the
             reference itself. NaN where a metric was not logged. Ordered by objective, model, beta, seed
             and examples_seen.
         notes: what was left out, and why, in words.
@@ -70,10 +73,11 @@ def read_points(
     parent_run_id: str | None = None,
     unfinished: bool = False,
 ) -> Points:
-    """Read the evaluated checkpoints of all align runs.
+    """Read the evaluated checkpoints of all align runs, policy gradients (stage rl) among them.
 
     Of several runs of one cell (objective, model, beta, seed and data) the newest counts. A length penalty
-    or label smoothing makes another objective, and becomes part of its name.
+    or label smoothing makes another objective, and becomes part of its name; so do a policy gradient's KL as a penalty
+    and several reward models.
 
     Args:
         tracking_uri: an MLflow store, such as ``sqlite:///mlruns/mlflow.db`` or ``http://localhost:5000``.
@@ -133,28 +137,33 @@ def _tidy(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def _align_runs(client: Any, tracking_uri: str, experiment: str | None, parent_run_id: str | None) -> list[Any]:
-    """All align runs, newest first."""
+    """All align runs, those of each stage newest first."""
     experiments = _pages(lambda token: client.search_experiments(page_token=token))
     if experiment is not None:
         names = ", ".join(sorted(found.name for found in experiments)) or "none"
         experiments = [found for found in experiments if found.name == experiment]
         if not experiments:
             raise ValueError(f"no experiment {experiment!r} in {shown_uri(tracking_uri)}; it has {names}")
-    conditions = [f"tags.`{STAGE_TAG}` = 'align'"]
+    conditions = []
     if parent_run_id is not None:
         if not re.fullmatch(r"[\w-]+", parent_run_id):
             raise ValueError(f"{parent_run_id!r} is not a run id")
         conditions.append(f"tags.`{PARENT_TAG}` = '{parent_run_id}'")
     ids = [found.experiment_id for found in experiments]
-    runs = _pages(
-        lambda token: client.search_runs(ids, " and ".join(conditions), order_by=["start_time DESC"], page_token=token)
-    )
+    runs: list[Any] = []
+    for stage in _STAGES:  # the store's filters know no "or"
+        text = " and ".join([f"tags.`{STAGE_TAG}` = '{stage}'", *conditions])
+        runs += _pages(partial(_found, client, ids, text))
     if not runs:
         raise ValueError(
             f"{shown_uri(tracking_uri)} has no align run{_within(experiment, parent_run_id)}; "
             "train policies with tracking to this store first, or name another store"
         )
     return runs
+
+
+def _found(client: Any, experiment_ids: list[str], conditions: str, token: str | None) -> Any:
+    return client.search_runs(experiment_ids, conditions, order_by=["start_time DESC"], page_token=token)
 
 
 def _pages(page: Any) -> list[Any]:
@@ -249,6 +258,10 @@ def _identity(run: Any) -> dict[str, object]:
     if share := _number(run, "label_smoothing"):
         objective += f", {params.get('smoothing', '')} label smoothing {share:g}".replace("  ", " ")
     objective += _mitigations(run)
+    if params.get("kl") == "penalty":
+        objective += ", KL as a penalty"
+    if (models := _number(run, "reward_models") or 1) > 1:
+        objective += f", {params.get('reward_combination', '')} of {models:g} reward models".replace("  ", " ")
     # A tag of those runs alone whose learning rate is what a study varies.
     if rate := run.data.tags.get("overopt.learning_rate"):
         objective += f", learning rate {float(rate):g}"

@@ -1,0 +1,318 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from overopt.checkpoints.format import POLICY_PREFIX, read_model_checkpoint
+from overopt.data.packing import Packing
+from overopt.data.tokenization import train_bpe
+from overopt.evaluation.sampling import EvaluationPrompt, rescore
+from overopt.models.generation import sample_several
+from overopt.models.policy import load_policy
+from overopt.models.proxy_reward import ProxyReward
+from overopt.models.reward_model import load_reward_model
+from overopt.modules.checkpoint_schedule import CheckpointSchedule
+from overopt.modules.optimizers import OptimizerSettings
+from overopt.modules.policy_gradient import PolicyGradientModule, PolicyGradientObjective
+from overopt.objectives.policy_gradient import ADVANTAGES
+from overopt.packed_tokens import PromptGroup, pack
+from overopt.trainers import FullyShardedStrategy
+from tiny import KilledError, Losses, StopAfter, seeded_policy
+
+GENTLE = OptimizerSettings("rmsprop", learning_rate=1e-4, warmup_steps=2)
+KEEN = OptimizerSettings("adamw", learning_rate=6e-3, warmup_steps=2)
+MEASURED = ("proxy_reward", "kl_nats", "response_tokens", "unfinished_share", "regularised_reward", "entropy_nats")
+
+
+class Measured(Callback):
+    """What each step logged, and what it stepped on."""
+
+    def __init__(self):
+        self.rows, self.micro_batches = [], []
+
+    def on_train_batch_end(self, trainer, *_):
+        rows = {name: float(trainer.callback_metrics[f"train/{name}"]) for name in MEASURED}
+        self.rows.append(rows | {"loss": float(trainer.callback_metrics["train/loss"])})
+
+    def column(self, name):
+        return [row[name] for row in self.rows]
+
+
+@pytest.fixture
+def optimise(make_data, make_trainer, sft_checkpoint, reward_checkpoint):
+    """Train, and give the module and what its steps logged."""
+
+    def run(*callbacks, data=None, ckpt_path=None, optimizer=GENTLE, trainer=None, **module):
+        measured = Measured()
+        settings = {"reward": str(reward_checkpoint), "samples_per_prompt": 3, "beta": 0.05} | module
+        module = PolicyGradientModule(str(sft_checkpoint), optimizer=optimizer, **settings)
+        pairs = make_data(**{"examples": "preferences", "tokenizer": str(sft_checkpoint)} | (data or {}))
+        saves = any(isinstance(c, CheckpointSchedule) for c in callbacks)
+        made = make_trainer(**{"callbacks": [measured, *callbacks], "enable_checkpointing": saves} | (trainer or {}))
+        made.fit(module, datamodule=pairs, ckpt_path=ckpt_path)
+        return module, measured
+
+    return run
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    "objective", [{}, {"kl": "penalty"}, {"objective": "reinforce"}, {"objective": "ppo"}], ids=str
+)
+def test_the_proxy_reward_of_own_samples_goes_up(optimise, objective):
+    # All prompts in each step: what is left of noise is the samples'.
+    settings = {
+        "optimizer": KEEN,
+        "data": {"batch_size": 32, "micro_batch_tokens": 2000},
+        "trainer": {"max_epochs": 20},
+    }
+    _, measured = optimise(**settings, **objective)
+    rewards = measured.column("proxy_reward")
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 3 * np.std(rewards[:5]) / math.sqrt(5)
+    assert abs(measured.column("kl_nats")[0]) < 1e-4
+    assert np.mean(measured.column("kl_nats")[-5:]) > 0.1
+
+
+def test_a_dearer_divergence_keeps_the_policy_closer(optimise):
+    kls = []
+    for beta in (0.01, 5.0):
+        data = {"batch_size": 32, "micro_batch_tokens": 2000}
+        _, measured = optimise(optimizer=KEEN, data=data, trainer={"max_epochs": 15}, beta=beta)
+        kls.append(np.mean(measured.column("kl_nats")[-4:]))
+    assert kls[1] < 0.6 * kls[0]
+
+
+def test_what_is_logged_is_the_sampled_token_ids_rescored(optimise, make_data, sft_checkpoint, reward_checkpoint):
+    """The second step's samples, drawn and scored again from what evaluation uses."""
+    first, _ = optimise(trainer={"max_steps": 1}, optimizer=KEEN)
+    policy = first.policy.eval()
+    seeds, seen = first._seeds(3), first.examples_seen
+    assert seen == 6
+    _, measured = optimise(trainer={"max_steps": 2}, optimizer=KEEN)
+    data = first.data
+    rows = data.train_set.tokenized
+    order = np.random.default_rng([0, 0]).permutation(len(rows))[6:12]
+    prompts = sorted(rows[i].prompt_ids.tolist() for i in order)
+    drawn = sample_several(
+        policy.causal_lm, prompts, eos_token_id=policy.tokenizer.eos_token_id, max_response_tokens=24, seeds=seeds
+    )
+    asked = [EvaluationPrompt("", "", prompt, "", "") for prompt in prompts for _ in range(3)]
+    sampled = [response for of_prompt in drawn for response in of_prompt]
+    rescored = rescore(policy, load_policy(sft_checkpoint), asked, sampled, packing=Packing())
+    step = measured.rows[1]
+    assert abs(step["kl_nats"]) > 1e-3
+    assert step["kl_nats"] == pytest.approx(float(rescored.kl.k1.mean), rel=1e-3)
+    assert step["entropy_nats"] == pytest.approx(-np.mean([c.policy_log_prob for c in rescored.completions]), rel=1e-4)
+    assert step["response_tokens"] == pytest.approx(np.mean([len(s.token_ids) for s in sampled]))
+    assert step["unfinished_share"] == pytest.approx(np.mean([not s.finished for s in sampled]))
+    reward_model = load_reward_model(reward_checkpoint).eval()
+    groups = [
+        PromptGroup(np.array(p.token_ids, np.int32), (np.array(s.token_ids, np.int32),))
+        for p, s in zip(asked, sampled, strict=True)
+    ]
+    with torch.inference_mode():
+        reward = float(reward_model(pack(groups)).mean())
+    assert step["proxy_reward"] == pytest.approx(reward, rel=1e-4)
+    assert step["regularised_reward"] == pytest.approx(reward - 0.05 * step["kl_nats"], rel=1e-4)
+
+
+@pytest.mark.parametrize("objective", [{}, {"kl": "penalty"}, {"objective": "ppo", "inner_epochs": 2}], ids=str)
+def test_how_a_step_is_packed_changes_neither_samples_nor_weights(optimise, objective):
+    module, expected = optimise(**objective)
+    assert module.examples_seen % 6 != 0  # the last step is a partial one
+    ways = [{"micro_batch_tokens": 70}, {"micro_batch_tokens": 2000}, {"packed": False}, {"shared_prompts": False}]
+    for data in ways:
+        parted, measured = optimise(data=data, **objective)
+        for row, other in zip(measured.rows, expected.rows, strict=True):
+            assert other == pytest.approx(row, rel=1e-3, abs=1e-5)
+        assert (weights(parted) - weights(module)).norm() < 1e-5 * weights(module).norm()
+    start, _ = optimise(trainer={"max_steps": 0}, **objective)
+    assert (weights(start) - weights(module)).norm() > 1e-3 * weights(module).norm()
+
+
+@pytest.mark.parametrize("objective", ["rloo", "ppo"])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(optimise, tmp_path, objective):
+    settings = {"objective": objective, "inner_epochs": 2, "trainer": {"max_epochs": 2}}
+    losses = Losses()
+    whole, _ = optimise(losses, **settings)
+    schedule = CheckpointSchedule(str(tmp_path / "checkpoints"), examples=[18])
+    with pytest.raises(KilledError):
+        optimise(schedule, StopAfter(24), **settings)
+    after = Losses()
+    resumed, _ = optimise(after, ckpt_path=tmp_path / "checkpoints" / "last.ckpt", **settings)
+    assert min(after.by_examples) == 24
+    assert after.by_examples == {seen: loss for seen, loss in losses.by_examples.items() if seen > 18}
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_step_counts_prompts_and_ppo_takes_several_on_the_same_samples(optimise):
+    one, _ = optimise(trainer={"max_steps": 1})
+    same, _ = optimise(trainer={"max_steps": 1}, objective="ppo", inner_epochs=1)
+    several, measured = optimise(trainer={"max_steps": 1}, objective="ppo", inner_epochs=3)
+    start, _ = optimise(trainer={"max_steps": 0})
+    # A ratio of 1: the clipped surrogate has RLOO's gradient.
+    assert (weights(same) - weights(one)).norm() < 1e-3 * (weights(one) - weights(start)).norm()
+    assert (weights(several) - weights(start)).norm() > 1.5 * (weights(one) - weights(start)).norm()
+    assert (one.examples_seen, several.examples_seen, len(measured.rows)) == (6, 6, 1)
+
+
+def test_a_checkpoint_opens_alone_and_holds_the_policy_and_nothing_else(
+    optimise, tmp_path, sft_checkpoint, reward_checkpoint
+):
+    schedule = CheckpointSchedule(str(tmp_path / "checkpoints"))
+    module, _ = optimise(schedule, trainer={"max_steps": 2}, kl="penalty", gold=str(reward_checkpoint))
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint = read_model_checkpoint(path, POLICY_PREFIX)
+    content = torch.load(path, weights_only=True)
+    assert all(name.startswith(POLICY_PREFIX) for name in content["state_dict"])
+    reopened = load_policy(path)
+    assert torch.equal(weights(reopened), weights(module.policy))
+    expected = {
+        "stage": "rl",
+        "objective": "rloo",
+        "beta": 0.05,
+        "kl": "penalty",
+        "reference": str(sft_checkpoint),
+        "reward": [str(reward_checkpoint)],
+        "examples_seen": 12,
+    }
+    assert {name: checkpoint.training[name] for name in expected} == expected
+    assert "clip_range" not in checkpoint.training
+
+
+def test_the_length_limit_costs_what_is_asked_and_is_not_in_the_proxy(optimise):
+    _, free = optimise(data={"batch_size": 32}, trainer={"max_steps": 1})
+    module, priced = optimise(data={"batch_size": 32}, trainer={"max_steps": 1}, unfinished_penalty=4.0)
+    assert 0 < free.rows[0]["unfinished_share"] < 1
+    assert priced.rows[0]["proxy_reward"] == free.rows[0]["proxy_reward"]
+    assert priced.rows[0]["loss"] != free.rows[0]["loss"]
+    rewards, unfinished = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])
+    advantages = module.objective.advantages(rewards, torch.zeros(1, 2), unfinished)
+    assert advantages.tolist() == [[3.0, -3.0]]  # 1 against 2 - 4
+
+
+class Validated(Callback):
+    def on_validation_end(self, trainer, *_):
+        self.metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+
+
+def test_held_out_prompts_are_sampled_and_a_watched_gold_model_stands_beside_the_proxy(optimise, reward_checkpoint):
+    results = []
+    for data in ({}, {"micro_batch_tokens": 90}):
+        validated = Validated()
+        optimise(
+            validated,
+            data=data,
+            gold=str(reward_checkpoint),
+            optimizer=KEEN,
+            trainer={
+                "max_steps": 3,
+                "limit_val_batches": 1.0,
+                "val_check_interval": 3,
+                "check_val_every_n_epoch": None,
+            },
+        )
+        results.append(validated.metrics)
+    metrics, again = results
+    assert metrics.keys() == {
+        f"val/{name}" for name in ("proxy_reward", "gold_reward", "kl_nats", "response_tokens", "unfinished_share")
+    }
+    assert metrics["val/gold_reward"] == pytest.approx(metrics["val/proxy_reward"], abs=1e-6)  # the same model here
+    assert metrics["val/kl_nats"] != 0
+    assert again == pytest.approx(metrics, rel=1e-2)
+
+
+def test_predictions_are_implicit_rewards_of_the_pairs(make_data, make_trainer, sft_checkpoint, reward_checkpoint):
+    module = PolicyGradientModule(str(sft_checkpoint), str(reward_checkpoint))
+    data = make_data(examples="preferences", tokenizer=str(sft_checkpoint))
+    rows = [row for batch in make_trainer().predict(module, datamodule=data) for row in batch]
+    assert len(rows) == len(data.evaluation_set)
+    assert all(abs(value) < 1e-5 for row in rows for value in row.values())
+
+
+@pytest.fixture
+def other_reward(make_data, make_trainer, reward_checkpoint, tmp_path):
+    """A reward model that differs, with another zero and unit."""
+    content = torch.load(reward_checkpoint, weights_only=True)
+    generator = torch.Generator().manual_seed(1)
+    head = content["state_dict"]["reward_model.head.weight"]
+    content["state_dict"]["reward_model.head.weight"] = 3 * head + torch.randn(head.shape, generator=generator)
+    path = tmp_path / "other.ckpt"
+    torch.save(content, path)
+    return path
+
+
+def test_several_reward_models_are_put_on_one_scale_that_the_checkpoint_keeps(
+    optimise, reward_checkpoint, other_reward, tmp_path
+):
+    both = [str(reward_checkpoint), str(other_reward)]
+    schedule = CheckpointSchedule(str(tmp_path / "checkpoints"))
+    module, measured = optimise(schedule, reward=both, reward_combination="worst", trainer={"max_steps": 1})
+    training = read_model_checkpoint(tmp_path / "checkpoints" / "last.ckpt").training
+    assert training["reward_scales"][1] != pytest.approx(training["reward_scales"][0], rel=0.01)
+    reopened = ProxyReward.from_description(training)
+    tokens = module._passes(module._draw(module.policy, [[5, 6, 7]], [1, 2, 3]))[0][1]
+    found = reopened(tokens)
+    assert torch.allclose(found, module._frozen.proxy(tokens))
+    centres, scales = (np.array(training[f"reward_{name}"])[:, None] for name in ("centres", "scales"))
+    with torch.inference_mode():
+        each = np.stack([load_reward_model(path)(tokens).numpy() for path in both])
+    assert found.numpy() == pytest.approx(((each - centres) / scales).min(axis=0) * scales.mean(), rel=1e-4)
+    # On the reference's own responses the worst of two is below their mean, which is zero.
+    assert measured.rows[0]["proxy_reward"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "grpo"}, "unknown objective 'grpo'; one of rloo, reinforce, ppo"),
+        ({"beta": -0.1}, "beta >= 0"),
+        ({"beta": math.nan, "kl": "penalty"}, "beta >= 0"),
+        ({"samples_per_prompt": 1}, "at least 2 responses a prompt, got 1"),
+        ({"samples_per_prompt": 0, "objective": "reinforce"}, "samples_per_prompt >= 1"),
+        ({"kl": "k1"}, "got kl='k1'"),
+        ({"clip_range": 1.5}, "clip_range < 1"),
+        ({"inner_epochs": 0}, "inner_epochs >= 1"),
+        ({"unfinished_penalty": -1.0}, "unfinished_penalty >= 0"),
+    ],
+)
+def test_bad_settings_are_refused_when_the_module_is_made(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyGradientObjective(**changes)
+
+
+def test_every_objective_has_advantages_and_reinforce_may_draw_one_response():
+    assert PolicyGradientObjective("reinforce", samples_per_prompt=1).passes == 1
+    assert {name: PolicyGradientObjective(name).passes for name in ADVANTAGES} == {"rloo": 1, "reinforce": 1, "ppo": 4}
+
+
+def test_what_cannot_be_used_is_refused_in_one_line(optimise, sft_checkpoint):
+    with pytest.raises(ValueError, match="no reward model at gone"):
+        optimise(reward="gone.ckpt")
+    with pytest.raises(ValueError, match="needs at least one reward model"):
+        optimise(reward=[])
+    with pytest.raises(ValueError, match="holds policy; expected reward_model"):
+        optimise(reward=str(sft_checkpoint))
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(make_data, make_trainer, reward_checkpoint, tmp_path):
+    policy = seeded_policy(0, train_bpe(["other words altogether", "and more of other words"], vocab_size=270))
+    policy.causal_lm.save_pretrained(tmp_path / "other")
+    policy.tokenizer.save_pretrained(tmp_path / "other")
+    module = PolicyGradientModule(str(tmp_path / "other"), str(reward_checkpoint))
+    data = make_data(examples="preferences", tokenizer=str(tmp_path / "other"), max_prompt_tokens=99)
+    with pytest.raises(ValueError, match="another tokenizer than the policy"):
+        make_trainer().fit(module, datamodule=data)
+
+
+def test_sharding_is_refused_before_a_model_is_opened(make_trainer, make_data):
+    module = PolicyGradientModule("gone", "gone")
+    module._trainer = make_trainer()
+    module._trainer.strategy.__class__ = FullyShardedStrategy
+    with pytest.raises(ValueError, match=r"use --trainer\.strategy auto, or ddp"):
+        module.configure_model()
