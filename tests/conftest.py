@@ -11,6 +11,12 @@ from typing import Any
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def no_tracking_uri_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracked training, in a fixture of the session too, leaves its store in the environment: that is MLflow's way."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     from overopt.data.tokenization import train_bpe

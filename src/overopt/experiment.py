@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from mlflow import MlflowClient
 
-from overopt.checkpoints.checkpoint_names import checkpoint_paths
+from overopt.checkpoints.checkpoint_names import checkpoint_paths, run_folder
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
@@ -135,7 +135,7 @@ def evaluate_checkpoints(
     data = data_of_checkpoint(first, reference_path)
     data.setup("predict")
     rows: Sequence[Row] = ("reference", "checkpoint") if server is None else (server_has,)
-    out = out or paths[0].parent.parent / "evaluation"
+    out = out or run_folder(paths[0]) / "evaluation"
     with progress_bar() as progress:
         samples = SampleEvaluator(
             data,

@@ -22,3 +22,12 @@ def examples_of(path: Path) -> int:
     3072
     """
     return int(path.stem.removeprefix(_PREFIX))
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that wrote a checkpoint: around ``checkpoints/``, or the file's own.
+
+    >>> [run_folder(Path(place)).as_posix() for place in ("outputs/dpo/checkpoints/last.ckpt", "outputs/sft/last.ckpt")]
+    ['outputs/dpo', 'outputs/sft']
+    """
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent

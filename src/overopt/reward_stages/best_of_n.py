@@ -18,6 +18,7 @@ from torch import Tensor
 
 from overopt.analysis.figures.best_of_n import best_of_n, draw_best_of_n
 from overopt.analysis.figures.style import drawing, write_figures
+from overopt.checkpoints.checkpoint_names import run_folder
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.tokenization import end_of_text_id, padding_id
@@ -160,7 +161,7 @@ def run_best_of_n(
         data = PreferenceDataModule(**{"tokenizer": policy, **changes})
     data.setup("predict")
     prompts = evaluation_prompts(data, settings.num_prompts, settings.opponent)
-    out = out or (Path(policy).parent.parent / "best_of_n" if is_file else Path("outputs/best_of_n"))
+    out = out or (run_folder(Path(policy)) / "best_of_n" if is_file else Path("outputs/best_of_n"))
     client = open_store(tracking_uri, create=True)
     with progress_bar() as progress:
         task = progress.add_task("sampling", total=settings.pool * len(prompts))

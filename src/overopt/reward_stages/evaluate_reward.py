@@ -16,6 +16,7 @@ from torch import Tensor
 
 from overopt.analysis.figures.reliability import draw_reliability, reliability
 from overopt.analysis.figures.style import drawing, write_figures
+from overopt.checkpoints.checkpoint_names import run_folder
 from overopt.checkpoints.format import REWARD_PREFIX, ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.example_sets import PreferenceSet
@@ -115,7 +116,7 @@ def evaluate_reward_models(
     shared = {name: members[0].checkpoint.data[name] for name in _SHARED_DATA if name in members[0].checkpoint.data}
     if source is not None:
         shared |= {"source": source, "path": path}
-    out = out or members[0].path.parent.parent / "reward_evaluation"
+    out = out or run_folder(members[0].path) / "reward_evaluation"
     opened = [*members, *([] if gold is None else _members([gold]))]
     with progress_bar() as progress:
         rewards = [_rewards(member, shared) for member in progress.track(opened, description="scoring pairs")]
@@ -141,7 +142,7 @@ def _members(checkpoints: Sequence[Path]) -> list[_Member]:
         raise ValueError("a checkpoint is named twice: an ensemble of copies is no ensemble")
     read = [read_model_checkpoint(path, REWARD_PREFIX) for path in checkpoints]
     # A task's folder is what tells last.ckpt of one run from another's.
-    names = [path.resolve().parent.parent.name for path in checkpoints]
+    names = [run_folder(path.resolve()).name for path in checkpoints]
     if len(set(names)) < len(names):
         names = [f"{name}/{path.stem}" for name, path in zip(names, checkpoints, strict=True)]
     if len(set(names)) < len(names):

@@ -18,7 +18,7 @@ from overopt.analysis.figures.token_q import (
     heat_map_texts,
     last_checkpoints,
 )
-from overopt.checkpoints.checkpoint_names import checkpoint_paths
+from overopt.checkpoints.checkpoint_names import checkpoint_paths, run_folder
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
@@ -103,7 +103,7 @@ def measure_token_q(
 ) -> None:
     """Stage ``token-q``; see :func:`overopt.stages.token_q`."""
     runs = open_runs(locations, run_id)
-    out = out or runs[0].paths[0].parent.parent / "token_q"
+    out = out or run_folder(runs[0].paths[0]) / "token_q"
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
     client = open_store(tracking_uri, create=False) if any(run.run_id for run in runs) else None
