@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def no_tracking_uri_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tracked training, in a fixture of the session too, leaves its store in the environment: that is MLflow's way."""
+    """A tracked training, in a fixture of the session too, leaves its store in the environment: MLflow's way."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
