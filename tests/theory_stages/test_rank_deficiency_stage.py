@@ -17,7 +17,8 @@ ROWS = [
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    # By its whole path: MLflow keeps the store that it has once opened under a relative one.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "covered.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in ROWS if row.get("response") != "d")
