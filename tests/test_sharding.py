@@ -82,7 +82,8 @@ def test_losses_of_twenty_steps_are_those_of_one_process(trained, kind):
 def test_held_out_metrics_are_those_of_one_process(trained, kind):
     _, one, two = trained
     assert one[kind]["metrics"]
-    assert two[kind]["metrics"] == pytest.approx(one[kind]["metrics"], rel=1e-4)
+    # A calibration error is a small difference of shares, of which each is right to float32.
+    assert two[kind]["metrics"] == pytest.approx(one[kind]["metrics"], rel=1e-4, abs=2e-5)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
