@@ -14,7 +14,7 @@ from overopt.tracking.tables import METRICS
 STAGE = "best_of_n"
 RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "seed", "combine", "reward_models", "n")
 #: Beside those of points.csv.
-OWN_METRICS = ("kl_bound_nats", "proxy_reward", "proxy_reward_se", "gold_reward_se")
+OWN_METRICS = ("kl_bound_nats", "proxy_reward_se", "gold_reward_se")
 COLUMNS = (*RUN_COLUMNS, *METRICS, *OWN_METRICS)
 
 
