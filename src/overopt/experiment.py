@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from mlflow import MlflowClient
 
-from overopt.checkpoints.checkpoint_names import checkpoint_paths, run_folder
+from overopt.checkpoints.checkpoint_names import named_checkpoints, run_folder
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
@@ -46,6 +46,25 @@ def open_policy(location: str | Path) -> Policy:
     return load_policy(location).to(stage_device())
 
 
+def data_of_policy(policy: str, source: str | None, path: str | None, **changes: Any) -> PreferenceDataModule:
+    """Data under a policy's tokenizer, set up: what a checkpoint was trained on, or another source.
+
+    Args:
+        policy: checkpoint, Hugging Face folder or hub name.
+        source: of the data; what the checkpoint was trained on, or the default source, by default.
+        path: file or folder of the source.
+        changes: more settings of the DataModule.
+    """
+    if source is not None:
+        changes |= {"source": source, "path": path}
+    if Path(policy).is_file():
+        data = data_of_checkpoint(read_model_checkpoint(Path(policy)), policy, **changes)
+    else:
+        data = PreferenceDataModule(**{"tokenizer": policy, **changes})
+    data.setup("predict")
+    return data
+
+
 def sample_pairs_to_file(
     policy: str,
     out: Path,
@@ -58,14 +77,7 @@ def sample_pairs_to_file(
 ) -> list[SampledPair]:
     """Stage ``sample-pairs``; see :func:`overopt.stages.sample_pairs`."""
     opened = open_policy(policy)
-    changes: dict[str, Any] = {"examples": "demonstrations"}
-    if source is not None:
-        changes |= {"source": source, "path": path}
-    if Path(policy).is_file():
-        data = data_of_checkpoint(read_model_checkpoint(Path(policy)), policy, **changes)
-    else:
-        data = PreferenceDataModule(**{"tokenizer": policy, **changes})
-    data.setup("predict")
+    data = data_of_policy(policy, source, path, examples="demonstrations")
     with progress_bar() as progress:
         task = progress.add_task("sampling pairs", total=None)
         pairs = sample_pairs(
@@ -118,9 +130,7 @@ def evaluate_checkpoints(
     """Stage ``evaluate``; see :func:`overopt.stages.evaluate`."""
     if server is not None and checkpoints.is_dir():
         raise ValueError(f"a server has one model: with --sampler-url give one checkpoint file, not {checkpoints}")
-    paths = checkpoint_paths(checkpoints) if checkpoints.is_dir() else [checkpoints]
-    if not paths or not paths[0].is_file():
-        raise ValueError(f"no checkpoints at {checkpoints}: expected a .ckpt file or a folder of examples-*.ckpt")
+    paths = named_checkpoints(checkpoints)
     first = read_model_checkpoint(paths[0])
     if first.training["stage"] not in EVALUATED_STAGES:
         raise ValueError(

@@ -27,6 +27,11 @@ class PromptGroup(NamedTuple):
     prompt_ids: TokenIds
     responses: tuple[TokenIds, ...]
 
+    @classmethod
+    def of(cls, prompt_ids: Sequence[int], *responses: Sequence[int]) -> "PromptGroup":
+        """From token ids in any sequences."""
+        return cls(np.asarray(prompt_ids, np.int32), tuple(np.asarray(ids, np.int32) for ids in responses))
+
     @property
     def num_tokens(self) -> int:
         """Tokens that go through the model."""

@@ -1,12 +1,12 @@
 """Everything that is worked out from a study's points: one look, many tables."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pandas as pd
 
 from overopt.analysis.advice.advice_text import AdviceSection, advice_section
-from overopt.analysis.findings.claim import Claim
+from overopt.analysis.findings.claim import Claim, claims_table
 from overopt.analysis.findings.claims import paper_claims
 from overopt.analysis.findings.falls import fall_tests
 from overopt.analysis.findings.over_optimization import OverOptimization, over_optimization
@@ -50,7 +50,6 @@ class StudyAnalysis:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """By the name of their file."""
-        claims = [{**asdict(claim), **claim.estimate._asdict()} for claim in self.claims]
         return {
             "points": self.points,
             "fits": self.fits.table,
@@ -61,7 +60,7 @@ class StudyAnalysis:
             "shared_coefficients": self.shared,
             "size_trends": self.trends,
             "rank_correlations": self.rank_correlations,
-            "claims": pd.DataFrame(claims).drop(columns="estimate"),
+            "claims": claims_table(self.claims),
         }
 
 

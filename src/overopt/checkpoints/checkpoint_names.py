@@ -10,6 +10,18 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{_PREFIX}*.ckpt"))
 
 
+def named_checkpoints(location: Path) -> list[Path]:
+    """The checkpoints that a person means by a file, or by a folder that a schedule wrote; at least one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    paths = checkpoint_paths(location) if location.is_dir() else [location]
+    if not paths or not paths[0].is_file():
+        raise ValueError(f"no checkpoints at {location}: expected a .ckpt file or a folder of examples-*.ckpt")
+    return paths
+
+
 def checkpoint_path(folder: Path, examples_seen: int) -> Path:
     """Where a checkpoint is."""
     return folder / f"{_PREFIX}{examples_seen:08d}.ckpt"

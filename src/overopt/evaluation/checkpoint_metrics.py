@@ -118,7 +118,7 @@ class SampleEvaluator:
             return completions, {}
         proxy, device = self._proxy, self.reference.causal_lm.device
         groups = [
-            PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(completion.token_ids, np.int32),))
+            PromptGroup.of(prompt.token_ids, completion.token_ids)
             for prompt, completion in zip(self.prompts, completions, strict=True)
         ]
 
@@ -135,17 +135,7 @@ class SampleEvaluator:
             return completions, {}
         comparisons = [Comparison(c.prompt_id, c.prompt, sample=c.response, opponent=c.opponent) for c in completions]
         verdicts = self.judge.judge(comparisons)
-        judged = [
-            replace(
-                c,
-                win_probability=v.win_probability,
-                verdict=v.kind,
-                gold_reward=v.sample_reward,
-                judge_answer=v.answer,
-                first_preferred=v.first_preferred,
-            )
-            for c, v in zip(completions, verdicts, strict=True)
-        ]
+        judged = [c.with_verdict(v) for c, v in zip(completions, verdicts, strict=True)]
         metrics = summarise_by_words(comparisons, verdicts).metrics()
         rewards = [v.sample_reward for v in verdicts if v.sample_reward is not None]
         if rewards:

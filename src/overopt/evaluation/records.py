@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,17 @@ class Completion:
     def response_tokens(self) -> int:
         """Length of the response [tokens]."""
         return len(self.token_ids)
+
+    def with_verdict(self, verdict: "Verdict") -> "Completion":
+        """The same, judged."""
+        return replace(
+            self,
+            win_probability=verdict.win_probability,
+            verdict=verdict.kind,
+            gold_reward=verdict.sample_reward,
+            judge_answer=verdict.answer,
+            first_preferred=verdict.first_preferred,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
@@ -157,8 +156,7 @@ def rescore(
         packing: how samples go through the model.
     """
     groups = [
-        PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(sample.token_ids, np.int32),))
-        for prompt, sample in zip(prompts, sampled, strict=True)
+        PromptGroup.of(prompt.token_ids, sample.token_ids) for prompt, sample in zip(prompts, sampled, strict=True)
     ]
     kl = SequenceKL(sync_on_compute=False)  # other processes of a training may have no samples
     completions: list[Completion | None] = [None] * len(prompts)

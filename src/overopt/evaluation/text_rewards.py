@@ -17,7 +17,7 @@ from overopt.data.packing import Packing
 from overopt.data.prompt_format import encode_prompts
 from overopt.data.tokenization import encode_responses, padding_id
 from overopt.models.compute import stage_device
-from overopt.models.reward_ensemble import COMBINATIONS
+from overopt.models.reward_ensemble import COMBINATIONS, reward_scales
 from overopt.models.reward_model import RewardModel, load_reward_model
 from overopt.packed_tokens import PackedTokens, PromptGroup
 
@@ -45,7 +45,7 @@ class TextRewards:
         encoded_prompts = encode_prompts([prompt for prompt, _ in places], tokenizer)
         encoded_responses = encode_responses([text for _, text in places], tokenizer, self._max_response_tokens)
         groups = [
-            PromptGroup(np.asarray(prompt, np.int32), (np.asarray(response.token_ids, np.int32),))
+            PromptGroup.of(prompt, response.token_ids)
             for prompt, response in zip(encoded_prompts, encoded_responses, strict=True)
         ]
 
@@ -115,9 +115,7 @@ def combined_rewards(
         raise ValueError(f"unknown combination {combine!r}; one of {', '.join(COMBINATIONS)}")
     if len(members) == 1:
         return np.asarray(members[0], dtype=np.float64)
-    scales = members.std(axis=1, keepdims=True)
-    if not (scales > 0).all():
-        raise ValueError("a reward model gives all responses the same reward, which has no scale: is it trained?")
-    standardised = torch.from_numpy((members - members.mean(axis=1, keepdims=True)) / scales)
-    combined: Tensor = COMBINATIONS[combine](standardised, price)
-    return np.asarray(combined.numpy() * scales.mean(), dtype=np.float64)
+    rewards = torch.from_numpy(members)
+    found = reward_scales(rewards)
+    combined: Tensor = COMBINATIONS[combine](found.standardised(rewards), price) * found.scales.mean()
+    return np.asarray(combined.numpy(), dtype=np.float64)

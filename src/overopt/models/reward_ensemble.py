@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -50,6 +51,37 @@ COMBINATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+class RewardScales(NamedTuple):
+    """Where each member's zero is, and its unit.
+
+    Attributes:
+        centres: mean reward.
+        scales: standard deviation.
+    """
+
+    centres: Float[Tensor, " member"]
+    scales: Float[Tensor, " member"]
+
+    def standardised(self, rewards: Rewards) -> Rewards:
+        """Rewards relative to the centres, in the scales."""
+        return (rewards - self.centres[:, None]) / self.scales[:, None]
+
+
+def reward_scales(rewards: Rewards) -> RewardScales:
+    """Of members' rewards of the same responses.
+
+    Raises:
+        ValueError: a member gives all of them the same reward.
+    """
+    scales = rewards.std(dim=1, unbiased=False)
+    if not (scales > 0).all():
+        raise ValueError(
+            "a reward model gives all responses the same reward, which has no scale: is it trained, and are there "
+            "two responses at least?"
+        )
+    return RewardScales(rewards.mean(dim=1), scales)
+
+
 class RewardEnsemble(nn.Module):
     """Reward models that read the same token ids, combined; one alone is an ensemble of one.
 
@@ -91,7 +123,7 @@ class RewardEnsemble(nn.Module):
 
     def member_rewards(self, tokens: PackedTokens) -> Rewards:
         """Reward of each response by each member, centred and scaled."""
-        return (self._raw(tokens) - self.centres[:, None]) / self.scales[:, None]
+        return RewardScales(self.centres, self.scales).standardised(self._raw(tokens))
 
     @torch.no_grad()
     def centre(self, samples: Sequence[PackedTokens]) -> None:
@@ -103,15 +135,9 @@ class RewardEnsemble(nn.Module):
         Raises:
             ValueError: a member gives all of them the same reward.
         """
-        rewards = torch.cat([self._raw(tokens) for tokens in samples], dim=1)
-        scales = rewards.std(dim=1, unbiased=False)
-        if not (scales > 0).all():
-            raise ValueError(
-                "a reward model gives all responses the same reward, which has no scale: is it trained, and are there "
-                "two responses at least?"
-            )
-        self.centres.copy_(rewards.mean(dim=1))
-        self.scales.copy_(scales)
+        found = reward_scales(torch.cat([self._raw(tokens) for tokens in samples], dim=1))
+        self.centres.copy_(found.centres)
+        self.scales.copy_(found.scales)
 
     def _raw(self, tokens: PackedTokens) -> Rewards:
         return torch.stack([member(tokens) for member in self.members])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,7 @@ from torch import Tensor
 from overopt.analysis.figures.best_of_n import best_of_n, draw_best_of_n
 from overopt.analysis.figures.style import drawing, write_figures
 from overopt.checkpoints.checkpoint_names import run_folder
-from overopt.checkpoints.format import read_model_checkpoint
-from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
+from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.tokenization import end_of_text_id, padding_id
 from overopt.evaluation.best_of_n import (
     PromptMean,
@@ -35,7 +34,7 @@ from overopt.evaluation.judges.protocol import Judge
 from overopt.evaluation.records import Comparison, Completion, Verdict, write_json_lines
 from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts
 from overopt.evaluation.text_rewards import combined_rewards, open_text_rewards
-from overopt.experiment import open_policy
+from overopt.experiment import data_of_policy, open_policy
 from overopt.judging import Judging, judge_tags
 from overopt.models.generation import SampledResponse, sample_several
 from overopt.models.policy import Policy, model_name
@@ -153,15 +152,9 @@ def run_best_of_n(
         judge.require()
     proxies = [open_text_rewards(checkpoint) for checkpoint in reward]
     opened = open_policy(policy)
-    changes: dict[str, Any] = {} if source is None else {"source": source, "path": path}
-    is_file = Path(policy).is_file()
-    if is_file:
-        data = data_of_checkpoint(read_model_checkpoint(Path(policy)), policy, **changes)
-    else:
-        data = PreferenceDataModule(**{"tokenizer": policy, **changes})
-    data.setup("predict")
+    data = data_of_policy(policy, source, path)
     prompts = evaluation_prompts(data, settings.num_prompts, settings.opponent)
-    out = out or (run_folder(Path(policy)) / "best_of_n" if is_file else Path("outputs/best_of_n"))
+    out = out or (run_folder(Path(policy)) / "best_of_n" if Path(policy).is_file() else Path("outputs/best_of_n"))
     client = open_store(tracking_uri, create=True)
     with progress_bar() as progress:
         task = progress.add_task("sampling", total=settings.pool * len(prompts))
@@ -210,7 +203,7 @@ def pool_log_probs(
     """Log-probability of each sample [nats], as sampled, by the code that trains; a prompt's share forward passes."""
     policy.eval()
     groups = [
-        PromptGroup(np.asarray(prompt.token_ids, np.int32), (np.asarray(sample.token_ids, np.int32),))
+        PromptGroup.of(prompt.token_ids, sample.token_ids)
         for prompt, row in zip(prompts, sampled, strict=True)
         for sample in row
     ]
@@ -291,7 +284,6 @@ def _completions(pool: ScoredPool) -> Iterator[dict[str, object]]:
     """Rows that evaluate and judge would know, with what samples are chosen by."""
     for place, prompt in enumerate(pool.prompts):
         for sample, (text, response) in enumerate(zip(pool.texts[place], pool.sampled[place], strict=True)):
-            verdict = Verdict("unjudged", None) if pool.verdicts is None else pool.verdicts[place][sample]
             completion = Completion(
                 prompt_id=prompt.prompt_id,
                 prompt=prompt.text,
@@ -302,16 +294,13 @@ def _completions(pool: ScoredPool) -> Iterator[dict[str, object]]:
                 reference_log_prob=float(pool.log_probs[place, sample]),  # the base policy is its own reference
                 k3=0.0,
                 opponent=prompt.opponent,
-                win_probability=verdict.win_probability,
-                verdict=verdict.kind,
-                gold_reward=verdict.sample_reward,
-                judge_answer=verdict.answer,
-                first_preferred=verdict.first_preferred,
+                proxy_reward=float(pool.proxy[place, sample]),
             )
+            if pool.verdicts is not None:
+                completion = completion.with_verdict(pool.verdicts[place][sample])
             yield asdict(completion) | {
                 "response_tokens": completion.response_tokens,
                 "sample": sample,
-                "proxy_reward": float(pool.proxy[place, sample]),
                 "member_rewards": pool.members[:, place, sample].tolist(),
             }
 

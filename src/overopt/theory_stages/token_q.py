@@ -18,7 +18,7 @@ from overopt.analysis.figures.token_q import (
     heat_map_texts,
     last_checkpoints,
 )
-from overopt.checkpoints.checkpoint_names import checkpoint_paths, run_folder
+from overopt.checkpoints.checkpoint_names import named_checkpoints, run_folder
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
@@ -182,9 +182,7 @@ def open_runs(locations: Sequence[Path], run_id: str | None = None) -> list[Alig
 
 
 def _checkpoints(location: Path) -> tuple[tuple[Path, ...], ModelCheckpoint]:
-    paths = checkpoint_paths(location) if location.is_dir() else [location]
-    if not paths or not paths[0].is_file():
-        raise ValueError(f"no checkpoints at {location}: expected a .ckpt file or a folder of examples-*.ckpt")
+    paths = named_checkpoints(location)
     first = read_model_checkpoint(paths[0])
     if first.training["stage"] != "align":
         raise ValueError(

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from overopt.analysis.figures.style import drawing, write_figures
 from overopt.analysis.figures.tree_mdp import draw_sensitivity, tree_figures
-from overopt.analysis.findings.claim import Claim
+from overopt.analysis.findings.claim import Claim, claims_table
 from overopt.analysis.findings.tree_claims import both_fell, settings_summary, tree_claims
 from overopt.modules.direct_alignment import AlignmentObjective
 from overopt.progress import progress_bar
@@ -219,7 +219,10 @@ def run_tree_mdp(study: TreeStudy, vary: Sequence[str], vary_seeds: int, out: Pa
         for path in pictures:
             log_artifact(client, parent, path, "figures")
         for alignment, log_probs in results.aligned.items():
-            _track(client, parent, study, alignment, log_probs, out)
+            masses = results.masses[
+                (results.masses["objective"] == alignment.objective) & (results.masses["beta"] == alignment.beta)
+            ]
+            _track(client, parent, study, alignment, log_probs, masses, out)
     lines = _summary(study, results, claims)
     (out / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if sensitivity.empty:
@@ -277,10 +280,9 @@ def _write_tables(
     for name, log_probs in by_name.items():
         _all_trajectories(study, log_probs).to_parquet(_trajectories_path(out, name), index=False)
     results.masses.to_parquet(out / "masses.parquet", index=False)
-    rows = [{**asdict(claim), **claim.estimate._asdict()} for claim in claims]
     tables = {
         "settings": settings_summary(results.masses),
-        "claims": pd.DataFrame(rows).drop(columns="estimate").rename(columns={"value": "estimate"}),
+        "claims": claims_table(claims).rename(columns={"value": "estimate"}),
     }
     if len(sensitivity):
         tables["sensitivity"] = sensitivity
@@ -315,19 +317,25 @@ def _drawn_trajectories(study: TreeStudy, results: TreeResults) -> pd.DataFrame:
 
 
 def _track(
-    client: MlflowClient, parent: str, study: TreeStudy, alignment: AlignmentObjective, log_probs: LogProbs, out: Path
+    client: MlflowClient,
+    parent: str,
+    study: TreeStudy,
+    alignment: AlignmentObjective,
+    log_probs: LogProbs,
+    masses: pd.DataFrame,
+    out: Path,
 ) -> None:
     """A run for one objective and beta: means over seeds at some steps, every seed and step as an artifact."""
     name = f"tree {alignment.objective} beta {alignment.beta:g}"
     run_id = start_run(client, name, "align", tags={PARENT_TAG: parent}, experiment=EXPERIMENT)
     with finishing(client, run_id):
         log_params(client, run_id, {**_parameters(study), "objective": alignment.objective, "beta": alignment.beta})
-        by_step = mass_table(log_probs, study.data).drop(columns="seed").groupby("step").mean()
-        masses = {str(name): values.to_numpy() for name, values in by_step.dropna(axis="columns").items()}
+        by_step = masses.drop(columns=["seed", "objective", "beta"]).groupby("step").mean().dropna(axis="columns")
+        of_measures = {str(name): values.to_numpy() for name, values in by_step.items()}
         means = np.exp(log_probs).mean(axis=1)
         for step in range(0, len(log_probs), max(1, study.training.steps // LOGGED_STEPS)):
             of_trajectories = {f"trajectory/{study.data.tree.name(i)}": float(p) for i, p in enumerate(means[step])}
-            of_classes = {f"tree/{name}": float(values[step]) for name, values in masses.items()}
+            of_classes = {f"tree/{name}": float(values[step]) for name, values in of_measures.items()}
             log_metrics(client, run_id, {**of_classes, **of_trajectories}, step=step)
         log_artifact(client, run_id, _trajectories_path(out, _setting_name(alignment)), "trajectories")
 

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from overopt.analysis.laws.intervals import Estimate, around, t_quantile
@@ -35,6 +36,11 @@ class Claim:
     rule: str
     verdict: Verdict
     basis: str
+
+
+def claims_table(claims: Sequence[Claim]) -> pd.DataFrame:
+    """A row a claim: its fields, with the estimate as ``value``, ``low`` and ``high``."""
+    return pd.DataFrame([{**asdict(claim), **claim.estimate._asdict()} for claim in claims]).drop(columns="estimate")
 
 
 def by_interval(
