@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from overopt.analysis.laws.fitting import fit_law
 from overopt.analysis.laws.laws import LAWS, distance
-from overopt.embedded import Recipe
+from overopt.embedded.recipe import Recipe
 from overopt.evaluation.records import read_completions
 from overopt.quickstart import run_quickstart
 

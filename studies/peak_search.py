@@ -20,7 +20,7 @@ from sweep_scripts import run_script
 from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
-from overopt.embedded import Recipe
+from overopt.embedded.recipe import Recipe
 from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.evaluation.records import Comparison, read_completions
 from overopt.evaluation.sampling import EvaluationPrompt, evaluation_prompts, rescore, sample_here

@@ -29,7 +29,8 @@ from kept import keep_summary
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from overopt.embedded import Cell, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.options import add_options, options_of
 from overopt.sweep.run import run_sweep
 from overopt.tracking.store import driver_url

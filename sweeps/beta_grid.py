@@ -9,7 +9,8 @@ time beside itself, on this machine or another that reaches the same --storage, 
 import argparse
 from itertools import product
 
-from overopt.embedded import Cell, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
 from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors

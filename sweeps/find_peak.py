@@ -11,7 +11,8 @@ import argparse
 from dataclasses import replace
 
 from overopt.analysis.advice.peak_rule import PeakRule
-from overopt.embedded import Cell, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
 from overopt.sweep.run import run_sweep

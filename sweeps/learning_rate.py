@@ -9,7 +9,7 @@ goes. Stopped and started again, it goes on where it was, as sweeps/beta_grid.py
 import argparse
 from itertools import product
 
-from overopt.embedded import Cell
+from overopt.embedded.cells import Cell
 from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
 from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors

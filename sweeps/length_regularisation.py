@@ -8,7 +8,8 @@ Stopped and started again, it goes on where it was, as sweeps/beta_grid.py does.
 import argparse
 from itertools import product
 
-from overopt.embedded import Cell, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.options import add_options, add_recipe_options, options_of, recipe_of
 from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors

@@ -12,9 +12,11 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_tracking_uri_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tracked training, in a fixture of the session too, leaves its store in the environment: MLflow's way."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def nothing_left_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training, in a fixture of the session too, leaves its store there and, if sharded, its port: MLflow's way, and
+    Lightning's."""
+    for name in ("MLFLOW_TRACKING_URI", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ import pytest
 
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.checkpoints.stage_folder import read_record
-from overopt.embedded import Cell, EmbeddedExperiment
+from overopt.embedded.cells import Cell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
 from overopt.evaluation.preference_pairs import read_sampled_pairs
 from overopt.modules.moving_reference import ReferenceUpdates
 from overopt.sweep.board import parameters_of
@@ -71,7 +73,7 @@ def test_a_sweep_shows_mitigations_as_parameters_and_leaves_out_what_a_cell_has_
 
 def test_rounds_need_those_before_and_share_them(tmp_path):
     three = Cell(size="0.4M", rounds=3)
-    tasks = EmbeddedExperiment(tmp_path, "", "").tasks([three])
+    tasks = plan(EmbeddedExperiment(tmp_path, "", ""), [three])
     one, two = (replace(three, rounds=n).name for n in (1, 2))
     shared = ("sft-0.4M-seed0", "gold", "pairs-0.4M-seed0", "reference-0.4M-seed0")
     assert tasks[one].needs == shared
@@ -81,7 +83,7 @@ def test_rounds_need_those_before_and_share_them(tmp_path):
     order = list(tasks)
     assert all(order.index(need) < order.index(name) for name, task in tasks.items() for need in task.needs)
     # Another reference in later rounds leaves the first round and its policy's pairs as they are.
-    both = EmbeddedExperiment(tmp_path, "", "").tasks([three, replace(three, round_reference="last")])
+    both = plan(EmbeddedExperiment(tmp_path, "", ""), [three, replace(three, round_reference="last")])
     assert len(both) == len(tasks) + 3
 
 
@@ -97,7 +99,7 @@ def done(tmp_path_factory, preference_folder):
         Cell(size="0.4M", rounds=2, round_reference="last"),
         Cell(size="0.4M", nll_weight=0.1, reference_every=2, reference_alpha=0.5),
     ]
-    return experiment, cells, {name: task.run() for name, task in experiment.tasks(cells).items()}
+    return experiment, cells, {name: task.run() for name, task in plan(experiment, cells).items()}
 
 
 def test_a_later_round_starts_from_the_last_policy_on_its_own_pairs(done):
@@ -140,7 +142,7 @@ def test_done_again_nothing_is_trained(done):
     experiment, cells, results = done
     records = {path: path.read_text() for path in experiment.out.glob("*/stage.json")}
     again = EmbeddedExperiment(experiment.out, experiment.tracking_uri, experiment.study, experiment.recipe)
-    assert {name: task.run() for name, task in again.tasks(cells).items()} == results
+    assert {name: task.run() for name, task in plan(again, cells).items()} == results
     assert {path: path.read_text() for path in experiment.out.glob("*/stage.json")} == records
 
 

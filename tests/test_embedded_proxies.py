@@ -1,16 +1,22 @@
 """Proxies and best-of-n as tasks of the embedded default; the quickstart's tests run its other tasks."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.data.datamodule import data_of_checkpoint
-from overopt.embedded import BestOfN, Cell, EmbeddedExperiment, Proxy, Recipe
-from overopt.reward_stages.best_of_n import BestOfNSettings
+from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
+from overopt.embedded.recipe import Recipe
+from overopt.tracking.best_of_n_points import read_best_of_n
 from overopt.tracking.runs import start_run
 from overopt.tracking.store import open_store
+from overopt.tracking.tables import read_points
 
 
 @pytest.fixture
@@ -35,8 +41,8 @@ def experiment(preference_folder, tmp_path):
 
 def test_an_ensemble_of_proxies_is_trained_evaluated_and_chooses(experiment):
     proxies = tuple(Proxy("0.4M", 16, seed, policy_size="0.4M", policy_seed=0, passes=3) for seed in (0, 1))
-    choice = BestOfN(proxies, BestOfNSettings(combine="worst", pool=4, ns=(1, 4)))
-    tasks = experiment.proxy_tasks(proxies, [choice])
+    choice = BestOfN(Proxies(proxies, "worst"), pool=4, ns=(1, 4))
+    tasks = plan(experiment, [choice])
     assert proxies[1].name == "proxy-0.4M-pairs16-seed1-of-0.4M-seed0-passes3"
     done = set()
     for name, task in tasks.items():
@@ -70,8 +76,54 @@ def test_an_ensemble_of_proxies_is_trained_evaluated_and_chooses(experiment):
     assert (experiment.out / choice.name / "best_of_n.csv").stat().st_mtime_ns == before
 
 
+def test_a_policy_is_optimised_against_an_ensemble_beside_an_aligned_one_and_best_of_n(experiment):
+    experiment = replace(experiment, recipe=replace(experiment.recipe, rl_prompts=4, rl_steps=5, watched_pairs=24))
+    members = tuple(Proxy("0.4M", 16, seed, policy_seed=0) for seed in (0, 1))
+    worst = Proxies(members, "worst")
+    cells = [PolicyGradientCell(worst, beta=0.2), Cell("dpo", 0.1, "0.4M"), BestOfN(worst, pool=2, ns=(1, 2))]
+    tasks = plan(experiment, cells)
+    assert tasks[cells[0].name].needs[0] == tasks[cells[1].name].needs[0] == "sft-0.4M-seed0"
+    results = {name: task.run() for name, task in tasks.items()}
+    for cell in cells:
+        assert {"best/win_rate", "best/kl_nats", "best/examples_seen"} <= results[cell.name].keys()
+
+    points, notes = read_points(experiment.tracking_uri, parent_run_id=experiment.study)
+    assert not notes
+    points = points.set_index(["objective", "examples_seen"])
+    assert set(points.index.levels[0]) == {"dpo", "rloo, worst of 2 proxies 0.4M on 16 pairs"}
+    optimised, aligned = points.loc["rloo, worst of 2 proxies 0.4M on 16 pairs"], points.loc["dpo"]
+    assert optimised.index.tolist() == [0, 4, 8, 12, 16, 20]
+    assert points[["gold_reward", "proxy_reward", "win_rate", "kl_nats"]].notna().all(axis=None)
+    # One reference, one set of draws; what reads them differs.
+    assert optimised.loc[0, "win_rate"] == aligned.loc[0, "win_rate"]
+    assert optimised.loc[0, "proxy_reward"] != aligned.loc[0, "proxy_reward"]
+
+    best_of_n = read_best_of_n(experiment.tracking_uri, parent_run_id=experiment.study)
+    assert best_of_n["objective"].tolist() == ["best of n, worst of 2 proxies 0.4M on 16 pairs"] * 2
+
+    def cost(*names):
+        return sum((Cost.of(results[name]) for name in names), Cost())
+
+    # Pairs, both reward models and the backbone that is no policy of this study; then the run itself, step by step.
+    before = cost("pairs-0.4M-seed0", "sft-0.4M-seed1", *(member.name for member in members))
+    assert (best_of_n["cost_tokens"] == before.tokens).all()
+    assert optimised.loc[0, "cost_tokens"] == 0
+    assert optimised.loc[20, "cost_tokens"] == (before + cost(cells[0].name)).tokens
+    assert (optimised["cost_seconds"].diff().dropna() > 0).all()
+    assert aligned["cost_tokens"].iloc[-1] == cost("pairs-0.4M-seed0", cells[1].name).tokens
+    assert {name: task.run() for name, task in tasks.items()} == results
+
+
+def test_tokens_of_a_policy_gradient_are_those_it_drew_and_trained_on(experiment):
+    experiment = replace(experiment, recipe=replace(experiment.recipe, rl_prompts=4, rl_steps=1, rl_samples=3))
+    cell = PolicyGradientCell(Proxies((Proxy("0.4M", 16),)), beta=0.2)
+    result = [task.run() for task in plan(experiment, [cell]).values()][-1]
+    lengths = [4 * experiment.recipe.max_prompt_tokens, 12 * experiment.recipe.max_response_tokens]
+    assert 12 * 2 < result["cost_tokens"] <= lengths[0] + 2 * lengths[1]
+
+
 def test_cells_keep_their_tasks(experiment):
-    assert [*experiment.tasks([Cell("dpo", 0.1, "0.4M", 1)])] == [
+    assert [*plan(experiment, [Cell("dpo", 0.1, "0.4M", 1)])] == [
         "sft-0.4M-seed0",
         "gold-pairs",
         "gold",
@@ -88,8 +140,11 @@ def test_cells_keep_their_tasks(experiment):
         (lambda: Proxy("7B"), "no size '7B'"),
         (lambda: Proxy(policy_size="7B"), "no size '7B'"),
         (lambda: Proxy(pairs=0), "at least 1"),
-        (lambda: BestOfN(()), "pairs of one policy"),
-        (lambda: BestOfN((Proxy(seed=0), Proxy(seed=1))), "pairs of one policy"),
+        (lambda: Proxies(()), "pairs of one policy"),
+        (lambda: Proxies((Proxy(seed=0), Proxy(seed=1))), "pairs of one policy"),
+        (lambda: BestOfN(Proxies((Proxy(),)), pool=4), "pool of 4"),
+        (lambda: PolicyGradientCell(Proxies((Proxy(),)), beta=-1.0), "beta"),
+        (lambda: PolicyGradientCell(Proxies((Proxy(),)), learning_rate=0.0), "learning rate is positive"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
@@ -99,4 +154,4 @@ def test_what_makes_no_sense_is_refused(make, message):
 
 def test_more_pairs_than_a_policy_has_are_refused(experiment):
     with pytest.raises(ValueError, match="wants 64 pairs, the recipe has 40"):
-        experiment.proxy_tasks([Proxy("0.4M", 64)])
+        plan(experiment, [], [Proxy("0.4M", 64)])

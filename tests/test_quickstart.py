@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 
 from overopt.analysis.store_report import report_from_store
 from overopt.data.sources import SOURCES, docstrings
-from overopt.embedded import Recipe
+from overopt.embedded.recipe import Recipe
 from overopt.quickstart import run_quickstart
 
 # The real stages on the real corpus, cut to a few small packages and a few steps.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 
 from overopt.checkpoints.checkpoint_names import named_checkpoints, run_folder
+from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import ModelCheckpoint, read_model_checkpoint
 from overopt.data.datamodule import PreferenceDataModule, data_of_checkpoint
 from overopt.data.splits import Part
@@ -177,24 +178,31 @@ def evaluate_paths(
     out: Path,
     on_batch: Callable[[int], None],
     rows: Collection[Row] = ("reference", "checkpoint"),
+    cost_before: Cost = Cost(),
 ) -> dict[int, CheckpointEvaluation]:
-    """Evaluate checkpoints of one run, the reference first, by examples seen; keep completions in ``out``."""
+    """Evaluate checkpoints of one run, the reference first, by examples seen; keep completions in ``out``.
+
+    ``cost_before``, of what the run was trained on, is added to what each checkpoint says that its training took.
+    """
     first = read_model_checkpoint(paths[0])
     alignment = alignment_of(first)
     evaluations: dict[int, CheckpointEvaluation] = {}
 
-    def evaluate(examples_seen: int, policy: Policy) -> None:
-        evaluations[examples_seen] = evaluator.evaluate(policy, alignment, on_batch)
+    def evaluate(examples_seen: int, policy: Policy, cost: Cost) -> None:
+        metrics, completions = evaluator.evaluate(policy, alignment, on_batch)
+        metrics |= {f"eval/{name}": value for name, value in cost.record().items()}
+        evaluations[examples_seen] = CheckpointEvaluation(metrics, completions)
         # One by one: whatever stops the next one, these samples have been drawn and judged.
         write_completions(completions_path(out, examples_seen), evaluations[examples_seen].completions)
 
     if "reference" in rows:
-        evaluate(0, evaluator.reference)
+        evaluate(0, evaluator.reference, Cost())
     for path in paths if "checkpoint" in rows else ():
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
-        evaluate(checkpoint.training["examples_seen"], open_policy(path))
+        cost = cost_before + Cost.of(checkpoint.training)
+        evaluate(checkpoint.training["examples_seen"], open_policy(path), cost)
     return evaluations
 
 

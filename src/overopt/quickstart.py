@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overopt.analysis.store_report import report_from_store
-from overopt.embedded import Cell, EmbeddedExperiment, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
+from overopt.embedded.recipe import Recipe
 from overopt.tracking.runs import find_run, finishing, start_run
 from overopt.tracking.store import open_store, resolve_tracking_uri
 from overopt.tracking.study_view import keep_study_view
@@ -41,7 +44,7 @@ def run_quickstart(
     tags = {"overopt.quickstart": str(out.resolve())}
     study = find_run(client, tags) or start_run(client, "quickstart", "study", tags=tags)
     with finishing(client, study):
-        for task in EmbeddedExperiment(out, uri, study, recipe).tasks(cells).values():
+        for task in plan(EmbeddedExperiment(out, uri, study, recipe), cells).values():
             task.run()
         report = report_from_store(out / "report", study=study, tracking_uri=uri)
     for line in keep_study_view(client, study):

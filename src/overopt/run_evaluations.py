@@ -10,6 +10,7 @@ import numpy as np
 
 from overopt.analysis.advice.peak_rule import Measured, PeakRule
 from overopt.checkpoints.checkpoint_names import checkpoint_paths, examples_of
+from overopt.checkpoints.cost import Cost
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator
 from overopt.experiment import Row, evaluate_paths
 
@@ -35,6 +36,7 @@ class RunEvaluations:
         evaluator: of its reference.
         folder: of the run, with ``checkpoints``; completions go to ``evaluation`` in it.
         rule: which checkpoint is best.
+        cost_before: of what the run was trained on.
         evaluations: made so far, by examples seen.
         seconds: that they took.
     """
@@ -42,6 +44,7 @@ class RunEvaluations:
     evaluator: Evaluator
     folder: Path
     rule: PeakRule
+    cost_before: Cost = Cost()
     evaluations: dict[int, CheckpointEvaluation] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -65,7 +68,9 @@ class RunEvaluations:
             return
         began = time.perf_counter()
         rows: list[Row] = ["checkpoint"] if self.evaluations else ["reference", "checkpoint"]
-        self.evaluations |= evaluate_paths(self.evaluator, paths, self.completions, on_batch or _ignore, rows)
+        self.evaluations |= evaluate_paths(
+            self.evaluator, paths, self.completions, on_batch or _ignore, rows, self.cost_before
+        )
         self.seconds += time.perf_counter() - began
 
     def past_peak(self) -> bool:

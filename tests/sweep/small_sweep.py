@@ -8,7 +8,8 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from overopt.embedded import Cell, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.options import SweepOptions, add_options, options_of
 from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors

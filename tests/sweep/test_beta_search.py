@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from overopt.embedded import Cell
+from overopt.embedded.cells import Cell
 from overopt.sweep.beta_search import BetaSearch
 
 SEARCH = BetaSearch(Cell("ipo", size="0.4M", seed=3), 0.02, 1.0, runs=7)

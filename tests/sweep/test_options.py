@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from overopt.embedded import Recipe
+from overopt.embedded.recipe import Recipe
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.sweep.options import read_preset
 

@@ -15,7 +15,10 @@ from sweep_script import points, runs, start, study, unfinished
 
 from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.checkpoints.checkpoint_names import checkpoint_paths
-from overopt.embedded import Cell, EmbeddedExperiment, Recipe
+from overopt.embedded.cells import Cell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.run import run_sweep
 from overopt.tracking.store import driver_url
@@ -216,7 +219,7 @@ def test_evaluating_while_it_trains_changes_nothing(done, preference_folder, tmp
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as `done` has
     try:
-        for task in experiment.tasks([Cell("dpo", 0.1, "0.4M")]).values():
+        for task in plan(experiment, [Cell("dpo", 0.1, "0.4M")]).values():
             task.run()
     finally:
         torch.set_num_threads(threads)
@@ -233,7 +236,7 @@ def test_a_run_past_its_peak_ends_there_and_a_resumed_one_too(preference_folder,
     recipe = replace(small_recipe(preference_folder), peak=PeakRule(kl_budget=1e-9, standard_errors=1.0))
     experiment = EmbeddedExperiment(tmp_path, f"sqlite:///{tmp_path}/mlflow.db", "0" * 32, recipe)
     [cell] = grid = [Cell("dpo", 0.1, "0.4M")]
-    results = {name: task.run() for name, task in experiment.tasks(grid).items()}
+    results = {name: task.run() for name, task in plan(experiment, grid).items()}
     saved = checkpoint_paths(tmp_path / cell.name / "checkpoints")
     assert len(saved) == 1
     assert results[cell.name]["best/examples_seen"] == 0  # all that was trained is beyond the budget
@@ -241,7 +244,7 @@ def test_a_run_past_its_peak_ends_there_and_a_resumed_one_too(preference_folder,
     record = tmp_path / cell.name / "stage.json"
     record.write_text(record.read_text().replace('"done"', '"begun"'))
     again = EmbeddedExperiment(tmp_path, experiment.tracking_uri, experiment.study, recipe)
-    result = again.tasks(grid)[cell.name].run()
+    result = plan(again, grid)[cell.name].run()
     assert checkpoint_paths(tmp_path / cell.name / "checkpoints") == saved
     assert result["best/win_rate"] == results[cell.name]["best/win_rate"]
 

@@ -107,11 +107,13 @@ class StepBatch(NamedTuple):
         scales: 1 for each micro-batch; 0 for a filler, which keeps ranks in step where a last batch does
             not divide among them.
         num_examples: examples of the step over all ranks: what the summed losses are divided by.
+        num_tokens: what the step costs, over all ranks, in the sense of :class:`overopt.checkpoints.cost.Cost`.
     """
 
     micro_batches: tuple[PackedTokens | PreferenceBatch | SampledBatch, ...]
     scales: tuple[float, ...]
     num_examples: int
+    num_tokens: int = 0
 
 
 class EvaluationBatch(NamedTuple):

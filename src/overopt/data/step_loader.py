@@ -88,6 +88,7 @@ class StepLoader:
             tuple(self._collate(share) for share in [*mine, *fillers]),
             (1.0,) * len(mine) + (0.0,) * len(fillers),
             len(examples),
+            sum(self._lengths[example] for example in examples),
         )
 
     @property

@@ -17,7 +17,7 @@ from overopt.data.packing import Packing
 from overopt.data.prompt_format import encode_prompts
 from overopt.data.tokenization import encode_responses, padding_id
 from overopt.models.compute import stage_device
-from overopt.models.reward_ensemble import COMBINATIONS, reward_scales
+from overopt.models.reward_ensemble import COMBINATIONS, require_combination, reward_scales
 from overopt.models.reward_model import RewardModel, load_reward_model
 from overopt.packed_tokens import PackedTokens, PromptGroup
 
@@ -111,8 +111,7 @@ def combined_rewards(
     Raises:
         ValueError: an unknown combination, or a member that gives all responses the same reward.
     """
-    if combine not in COMBINATIONS:
-        raise ValueError(f"unknown combination {combine!r}; one of {', '.join(COMBINATIONS)}")
+    require_combination(combine, price)
     if len(members) == 1:
         return np.asarray(members[0], dtype=np.float64)
     rewards = torch.from_numpy(members)

@@ -51,6 +51,14 @@ COMBINATIONS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def require_combination(combine: str, price: float) -> None:
+    """Raise a ValueError for an unknown combination, or a negative price."""
+    if combine not in COMBINATIONS:
+        raise ValueError(f"unknown combination {combine!r}; one of {', '.join(COMBINATIONS)}")
+    if price < 0:
+        raise ValueError(f"need a price of disagreement >= 0, got {price}")
+
+
 class RewardScales(NamedTuple):
     """Where each member's zero is, and its unit.
 
@@ -105,8 +113,7 @@ class RewardEnsemble(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one reward model")
-        if combine not in COMBINATIONS:
-            raise ValueError(f"unknown combination {combine!r}; one of {', '.join(COMBINATIONS)}")
+        require_combination(combine, price)
         vocabularies = [member.tokenizer.get_vocab() for member in members]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise ValueError("reward models of an ensemble read the same token ids: these have different tokenizers")

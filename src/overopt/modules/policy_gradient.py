@@ -229,7 +229,9 @@ class PolicyGradientModule(StepModule):
         # Without an example of its own a process goes through the motions of a filler, which counts nothing.
         prompts = _prompts(counted or batch.micro_batches[:1])
         sampled = self._sampled(prompts, self._seeds(self.objective.samples_per_prompt))
-        step = StepBatch(tuple(sampled), (float(bool(counted)),) * len(sampled), batch.num_examples)
+        step = StepBatch(
+            tuple(sampled), (float(bool(counted)),) * len(sampled), batch.num_examples, self._tokens(sampled)
+        )
         for _ in range(self.objective.passes - 1):
             self._inner_step(step)
         return super().training_step(step, batch_idx)
@@ -307,6 +309,12 @@ class PolicyGradientModule(StepModule):
     @property
     def _root_device(self) -> torch.device:
         return self.trainer.strategy.root_device
+
+    def _tokens(self, sampled: Sequence[SampledBatch]) -> int:
+        """That were sampled, and that all passes over them train on; over all processes."""
+        drawn = sum(len(batch.tokens.targets) for batch in sampled)
+        trained = self.objective.passes * sum(batch.tokens.input_ids.numel() for batch in sampled)
+        return int(self.ranks().total(torch.tensor(drawn + trained)))
 
     def _seeds(self, samples: int) -> list[int]:
         """Of a step's draws: what has been seen tells steps apart, after a resume too."""

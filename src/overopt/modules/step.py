@@ -1,5 +1,6 @@
 """What SFT, reward modelling, alignment and policy gradients share: one Lightning batch is one optimiser step."""
 
+import time
 from abc import abstractmethod
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import (
     ModelDescription,
     read_description,
@@ -39,6 +41,7 @@ class StepModule(LightningModule):
         stage_name: which stage of the experiment it trains: sft, reward, align or rl.
         examples_kind: what it needs of the DataModule: demonstrations or preferences.
         examples_seen: examples whose gradient has been applied; survives a resume.
+        cost: of all steps so far; survives a resume.
     """
 
     stage_name: str
@@ -48,6 +51,7 @@ class StepModule(LightningModule):
         super().__init__()
         self.optimizer_settings = optimizer
         self.examples_seen = 0
+        self.cost = Cost()
 
     @abstractmethod
     def loss_sum(self, micro_batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -80,6 +84,7 @@ class StepModule(LightningModule):
             "stage": self.stage_name,
             "examples_seen": self.examples_seen,
             "run_id": None if logger is None else str(logger.version),
+            **self.cost.record(),
         }
 
     def shard(self, model: nn.Module) -> bool:
@@ -122,6 +127,7 @@ class StepModule(LightningModule):
         # The progress bar has room for one number.
         self.log("loss", totals["loss"], prog_bar=True, logger=False, batch_size=batch.num_examples)
         self.examples_seen += batch.num_examples
+        self.cost += Cost(tokens=batch.num_tokens)
         self.log_examples_seen()
         return loss
 
@@ -141,6 +147,12 @@ class StepModule(LightningModule):
             if i < len(batch.micro_batches) - 1:
                 self.trainer.strategy.backward(loss, None)
         return loss, totals
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, forward and backward passes included, and how long it took."""
+        began = time.perf_counter()
+        super().optimizer_step(*args, **kwargs)
+        self.cost += Cost(seconds=time.perf_counter() - began)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Of the forward pass keep what the backward pass reads, and no more."""
@@ -197,3 +209,4 @@ class StepModule(LightningModule):
                 "the checkpoint as data.tokenizer"
             )
         self.examples_seen = read_training(checkpoint)["examples_seen"]
+        self.cost = Cost.of(read_training(checkpoint))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor
 from overopt.analysis.figures.best_of_n import best_of_n, draw_best_of_n
 from overopt.analysis.figures.style import drawing, write_figures
 from overopt.checkpoints.checkpoint_names import run_folder
+from overopt.checkpoints.cost import Cost
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.tokenization import end_of_text_id, padding_id
 from overopt.evaluation.best_of_n import (
@@ -38,12 +39,13 @@ from overopt.experiment import data_of_policy, open_policy
 from overopt.judging import Judging, judge_tags
 from overopt.models.generation import SampledResponse, sample_several
 from overopt.models.policy import Policy, model_name
-from overopt.models.reward_ensemble import COMBINATIONS
+from overopt.models.reward_ensemble import require_combination
 from overopt.packed_tokens import PackedTokens, PromptGroup
 from overopt.progress import progress_bar
 from overopt.tracking.best_of_n_points import STAGE
 from overopt.tracking.runs import (
     PARENT_TAG,
+    PROXY_TAG,
     find_run,
     finishing,
     log_artifact,
@@ -77,10 +79,7 @@ class BestOfNSettings:
         require_pool(self.pool, self.ns)
         if self.num_prompts < 1:
             raise ValueError(f"need at least one prompt, got --num-prompts {self.num_prompts}")
-        if self.combine not in COMBINATIONS:
-            raise ValueError(f"unknown combination {self.combine!r}; one of {', '.join(COMBINATIONS)}")
-        if self.price < 0:
-            raise ValueError(f"need a price of disagreement >= 0, got --price {self.price}")
+        require_combination(self.combine, self.price)
 
 
 class ScoredPool(NamedTuple):
@@ -127,6 +126,8 @@ def run_best_of_n(
     out: Path | None = None,
     tracking_uri: str | None = None,
     parent: str | None = None,
+    label: str | None = None,
+    cost: Cost = Cost(),
 ) -> pd.DataFrame:
     """Stage ``best-of-n``; see :func:`overopt.stages.best_of_n`.
 
@@ -140,6 +141,8 @@ def run_best_of_n(
         out: folder of tables, figures and completions.
         tracking_uri: of the store.
         parent: id of the run of the study that this belongs to.
+        label: of the reward models, in a study that compares several.
+        cost: of the reward models and what they learned from.
 
     Returns:
         One row an n, as in best_of_n.csv.
@@ -186,7 +189,12 @@ def run_best_of_n(
     table = best_of_n_table(pool, settings.ns)
     title = f"best of n from {model_name(opened.causal_lm.config, opened.num_parameters)}"
     paths = _write(out, table, pool, title)
-    run = _track(client, table, paths, opened, policy, reward, settings, judging, data, parent)
+    own = {
+        **({} if parent is None else {PARENT_TAG: parent}),
+        **({} if label is None else {PROXY_TAG: label}),
+        **({} if judging is None else judge_tags(judging)),
+    }
+    run = _track(client, table.assign(**cost.record()), paths, opened, policy, reward, settings, data, own)
     for line in summary(table):
         print(line)
     print(f"table, figure and completions in {out}, metrics in run {run}")
@@ -313,9 +321,8 @@ def _track(
     policy: str,
     reward: Sequence[Path],
     settings: BestOfNSettings,
-    judge: Judge | None,
     data: PreferenceDataModule,
-    parent: str | None,
+    own: Mapping[str, str],
 ) -> str:
     """One run, a step an n: not examples seen, as nothing is trained, which is why its stage is not align."""
     params = {
@@ -323,12 +330,12 @@ def _track(
         "model": model_name(opened.causal_lm.config, opened.num_parameters),
         "num_parameters": opened.num_parameters,
         "policy": policy,
-        "reward_models": " ".join(map(str, reward)),
+        "reward": [str(each) for each in reward],
+        "reward_models": len(reward),
         "data_fingerprint": data.fingerprint,
         "split": data.split_statement,
         **asdict(settings),
     }
-    own = {**({} if parent is None else {PARENT_TAG: parent}), **({} if judge is None else judge_tags(judge))}
     identity = json.dumps([params, own, [_digest(each) for each in (Path(policy), *reward)]], default=str)
     tags = {_SETTINGS_TAG: hashlib.sha256(identity.encode()).hexdigest()}
     name = f"{STAGE}-{params['model']}-seed{settings.seed}"

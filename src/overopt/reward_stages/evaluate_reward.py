@@ -31,7 +31,7 @@ from overopt.evaluation.text_rewards import combined_rewards
 from overopt.evaluation.win_rate import wilson_interval
 from overopt.metrics.calibration import CalibrationEstimate
 from overopt.models.compute import stage_device
-from overopt.models.reward_ensemble import COMBINATIONS
+from overopt.models.reward_ensemble import COMBINATIONS, require_combination
 from overopt.models.reward_model import RewardModel, load_reward_model
 from overopt.packed_tokens import PackedTokens
 from overopt.progress import progress_bar
@@ -105,8 +105,7 @@ def evaluate_reward_models(
     """Stage ``evaluate-reward``; see :func:`overopt.stages.evaluate_reward`."""
     if run_id is not None and len(checkpoints) > 1:
         raise ValueError("--run-id is one run, of one checkpoint: leave it out, each checkpoint names its own")
-    if price < 0:
-        raise ValueError(f"need a price of disagreement >= 0, got --price {price}")
+    require_combination("mean", price)
     members = _members(checkpoints)
     runs = [run_id or member.checkpoint.training.get("run_id") for member in members]
     client = open_store(tracking_uri, create=False) if any(runs) else None

@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 
-from overopt.embedded import Cell
+from overopt.embedded.cells import Cell
 
 _STARTS = 3  # runs before the process has something to go by
 

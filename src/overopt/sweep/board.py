@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from overopt.embedded import Cell, EmbeddedExperiment
+from overopt.embedded.cells import Cell, StudyCell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.queue import Parameters, TaskQueue, TaskState
 
@@ -29,13 +31,13 @@ class Board:
     experiment: EmbeddedExperiment
     cells: TaskQueue
     shared: TaskQueue
-    grid: list[Cell]
+    grid: list[StudyCell]
     search: BetaSearch | None = None
     states: Mapping[str, TaskState] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.plan = self.experiment.tasks(self.grid)
+        self.plan = plan(self.experiment, self.grid)
 
     def queue_of(self, name: str) -> TaskQueue:
         """The queue that has a task."""
@@ -48,7 +50,7 @@ class Board:
             if self.search is not None and (found := self._found(self.search)):
                 # New objects rather than changed ones: others may be reading the old.
                 self.grid = [*self.grid, *found]
-                self.plan = self.experiment.tasks(self.grid)
+                self.plan = plan(self.experiment, self.grid)
                 self.cells.tasks = {**self.cells.tasks, **parameters_of(found, self.search)}
                 self.states = {**self.states, **self.cells.refill()}
 
@@ -57,11 +59,12 @@ class Board:
         others = {search.cell_at(trial.params["beta"]) for trial in self.cells.strangers()}
         if others:
             return sorted(others, key=lambda cell: cell.beta)
-        finished = {cell: self.states[cell.name].finished for cell in self.grid}
+        cells = [cell for cell in self.grid if isinstance(cell, Cell)]
+        finished = {cell: self.states[cell.name].finished for cell in cells}
         values = {
             cell: trial.value for cell, trial in finished.items() if trial is not None and trial.value is not None
         }
-        cell = search.next_cell(values) if len(values) == len(self.grid) else None
+        cell = search.next_cell(values) if len(values) == len(cells) else None
         return [] if cell is None else [cell]
 
     def blocked(self, name: str) -> bool:
@@ -86,7 +89,7 @@ class Board:
         ]
 
 
-def parameters_of(cells: Sequence[Cell], search: BetaSearch | None = None) -> dict[str, Parameters]:
+def parameters_of(cells: Sequence[StudyCell], search: BetaSearch | None = None) -> dict[str, Parameters]:
     """Cells as Optuna shows them, by name; what all have in common is no part of that, but beta always is.
 
     Args:
@@ -94,8 +97,9 @@ def parameters_of(cells: Sequence[Cell], search: BetaSearch | None = None) -> di
         search: whose space beta has, whatever has been tried of it.
     """
     space: dict[str, BaseDistribution] = {}
-    for name in Cell.__dataclass_fields__:
-        values = sorted({getattr(cell, name) for cell in cells} - {None})
+    parameters = {cell.name: cell.parameters for cell in cells}
+    for name in dict.fromkeys(name for values in parameters.values() for name in values):
+        values = sorted({of_cell[name] for of_cell in parameters.values() if of_cell.get(name) is not None})
         if name == "beta" and search is not None:
             space[name] = search.space
         elif not values or (len(values) == 1 and name != "beta"):
@@ -107,8 +111,8 @@ def parameters_of(cells: Sequence[Cell], search: BetaSearch | None = None) -> di
         else:
             space[name] = FloatDistribution(values[0], values[-1], log=values[0] > 0)
 
-    def of(cell: Cell) -> Parameters:
-        values = {name: value for name in space if (value := getattr(cell, name)) is not None}
+    def of(cell: StudyCell) -> Parameters:
+        values = {name: value for name in space if (value := parameters[cell.name].get(name)) is not None}
         return Parameters(values, {name: space[name] for name in values})
 
     return {cell.name: of(cell) for cell in cells}

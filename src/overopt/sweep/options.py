@@ -8,7 +8,7 @@ from typing import get_args
 import jsonargparse
 import yaml
 
-from overopt.embedded import Recipe
+from overopt.embedded.recipe import Recipe
 from overopt.sweep.cluster_jobs import JobOptions, Launcher
 
 

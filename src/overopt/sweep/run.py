@@ -21,7 +21,10 @@ from overopt.analysis.page.report import ReportPaths
 from overopt.analysis.store_report import report_from_store
 from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.stage_folder import remove_unfinished
-from overopt.embedded import Cell, EmbeddedExperiment, Recipe
+from overopt.embedded.cells import StudyCell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
+from overopt.embedded.recipe import Recipe
 from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_WIN_RATE
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.board import Board, parameters_of
@@ -53,7 +56,7 @@ _PATIENCE = 60.0  # with jobs that have nothing left to do [s]
 
 
 def run_sweep(
-    cells: Sequence[Cell], recipe: Recipe, options: SweepOptions, search: BetaSearch | None = None
+    cells: Sequence[StudyCell], recipe: Recipe, options: SweepOptions, search: BetaSearch | None = None
 ) -> ReportPaths | None:
     """Do all cells, or as many as others leave, and report.
 
@@ -133,12 +136,12 @@ def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
 def _board(
     storage: RDBStorage,
     experiment: EmbeddedExperiment,
-    cells: Sequence[Cell],
+    cells: Sequence[StudyCell],
     options: SweepOptions,
     search: BetaSearch | None,
 ) -> Board:
     parameters = parameters_of(cells, search)
-    shared = {name: Parameters() for name in experiment.tasks(cells) if name not in parameters}
+    shared = {name: Parameters() for name in plan(experiment, cells) if name not in parameters}
 
     def queue(name: str, tasks: dict[str, Parameters]) -> TaskQueue:
         return TaskQueue(storage, name, tasks, options.max_errors, options.max_deaths)
@@ -287,12 +290,12 @@ def _cell_seconds(board: Board) -> float:
 
 
 def _print_plan(
-    console: Console, cells: Sequence[Cell], recipe: Recipe, options: SweepOptions, search: BetaSearch | None
+    console: Console, cells: Sequence[StudyCell], recipe: Recipe, options: SweepOptions, search: BetaSearch | None
 ) -> None:
-    plan = EmbeddedExperiment(options.folder, "", "", recipe).tasks(cells)
+    tasks = plan(EmbeddedExperiment(options.folder, "", "", recipe), cells)
     names = {cell.name for cell in cells}
-    shared = [name for name in plan if name not in names]
-    for name, task in plan.items():
+    shared = [name for name in tasks if name not in names]
+    for name, task in tasks.items():
         console.print(f"{name}" + (f"  after {', '.join(task.needs)}" if name in shared and task.needs else ""))
     more = "" if search is None else f", and up to {search.runs - len(cells)} more, as those before them suggest,"
     console.print(

@@ -22,7 +22,9 @@ from typing import Any
 
 import psutil
 
-from overopt.embedded import Cell, EmbeddedExperiment
+from overopt.embedded.cells import StudyCell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.plan import plan
 from overopt.sweep.shared_files import fetch, publish
 
 _SOCKETS = "overopt-sweep-"
@@ -112,7 +114,7 @@ class TaskProcess:
         self,
         context: ForkServerContext,
         experiment: EmbeddedExperiment,
-        cells: Sequence[Cell],
+        cells: Sequence[StudyCell],
         name: str,
         place: Place,
     ) -> None:
@@ -145,7 +147,7 @@ class TaskProcess:
 
 
 def run_task(
-    experiment: EmbeddedExperiment, cells: Sequence[Cell], name: str, place: Place, sender: "Connection[Any, Any]"
+    experiment: EmbeddedExperiment, cells: Sequence[StudyCell], name: str, place: Place, sender: "Connection[Any, Any]"
 ) -> None:
     """What a task's process does: the task, with its output in the log of its folder."""
     threading.Thread(target=_end_with_worker, daemon=True).start()
@@ -163,7 +165,7 @@ def run_task(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            task = experiment.tasks(cells)[name]
+            task = plan(experiment, cells)[name]
             for need in task.needs:
                 fetch(experiment.client, experiment.study, experiment.out / need)
             result = task.run()

@@ -6,13 +6,14 @@ examples seen, and advice about checkpoints must not take it for one. In metrics
 
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
-from overopt.tracking.runs import PARENT_TAG, STAGE_TAG
+from overopt.tracking.runs import PARENT_TAG, PROXY_TAG, STAGE_TAG
 from overopt.tracking.store import open_store
 from overopt.tracking.tables import METRICS
 
 STAGE = "best_of_n"
-RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "seed", "combine", "reward_models", "n")
+RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "seed", "n")
 #: Beside those of points.csv.
 OWN_METRICS = ("kl_bound_nats", "proxy_reward_se", "gold_reward_se")
 COLUMNS = (*RUN_COLUMNS, *METRICS, *OWN_METRICS)
@@ -33,18 +34,23 @@ def read_best_of_n(tracking_uri: str | None, *, parent_run_id: str | None = None
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, f"{query} and attributes.status = 'FINISHED'", max_results=1000)
-    rows = [row for run in runs for row in _rows(client, run.info.run_id, run.data.params)]
+    rows = [row for run in runs for row in _rows(client, run)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["model", "run_id", "n"], ignore_index=True)
 
 
-def _rows(client: MlflowClient, run_id: str, params: dict[str, str]) -> list[dict[str, object]]:
+def _rows(client: MlflowClient, run: Run) -> list[dict[str, object]]:
     by_n: dict[int, dict[str, float]] = {}
     for name in (*METRICS, *OWN_METRICS):
-        for metric in client.get_metric_history(run_id, f"eval/{name}"):
+        for metric in client.get_metric_history(run.info.run_id, f"eval/{name}"):
             by_n.setdefault(metric.step, {})[name] = metric.value
+    params, tags = run.data.params, run.data.tags
+    if (proxy := tags.get(PROXY_TAG)) is None:
+        models = int(params["reward_models"])
+        proxy = f"{params['combine']} of {models} reward models" if models > 1 else ""
     identity = {
-        "run_id": run_id,
-        **{name: params.get(name) for name in ("objective", "model", "combine", "reward_models")},
+        "run_id": run.info.run_id,
+        "objective": ", ".join(filter(None, ["best of n", proxy])),
+        "model": params["model"],
         **{name: int(params[name]) for name in ("num_parameters", "seed")},
     }
     return [{**identity, "n": n, **metrics} for n, metrics in sorted(by_n.items())]

@@ -15,6 +15,8 @@ from overopt.tracking.store import EXPERIMENT, experiment_id
 
 STAGE_TAG = "overopt.stage"
 PARENT_TAG = "mlflow.parentRunId"
+PROXY_TAG = "overopt.proxy"
+"""Of runs of a study that compares reward models: what they were optimised against, in words."""
 FAILURE_TAG = "overopt.failure"
 """Why a run has failed for good."""
 NAME_TAG = "mlflow.runName"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, STAGE_TAG
+from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, PROXY_TAG, STAGE_TAG
 from overopt.tracking.store import open_store, shown_uri, sqlite_path
 
 METRICS = (
@@ -40,6 +40,8 @@ METRICS = (
     "position_bias",
     "position_bias_se",
     "proxy_reward",
+    "cost_tokens",
+    "cost_seconds",
 )
 """Last names of the ``eval/`` metrics, in the order of points.csv."""
 
@@ -260,7 +262,10 @@ def _identity(run: Any) -> dict[str, object]:
     objective += _mitigations(run)
     if params.get("kl") == "penalty":
         objective += ", KL as a penalty"
-    if (models := _number(run, "reward_models") or 1) > 1:
+    # A tag of a study's runs, which says more of their reward models than that they are several.
+    if proxy := run.data.tags.get(PROXY_TAG):
+        objective += f", {proxy}"
+    elif (models := _number(run, "reward_models") or 1) > 1:
         objective += f", {params.get('reward_combination', '')} of {models:g} reward models".replace("  ", " ")
     # A tag of those runs alone whose learning rate is what a study varies.
     if rate := run.data.tags.get("overopt.learning_rate"):

@@ -1,0 +1,456 @@
+"""The whole experiment on small models from scratch: what is trained, from what, and where it is kept.
+
+Texts (docstrings by default), an SFT policy of each size and seed, one gold reward model, pairs that it labels, proxy
+reward models of these pairs, and any number of cells: policies that are aligned to the pairs, in rounds where asked, or
+optimised against proxies, and best-of-n. Each is a task with a folder of its own, done once; see
+:mod:`overopt.embedded.plan` for what needs what. The quickstart does them in order, a sweep hands them to workers.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning import seed_everything
+from mlflow import MlflowClient
+
+from overopt.checkpoints.cost import Cost
+from overopt.checkpoints.format import load_tokenizer, read_model_checkpoint
+from overopt.checkpoints.stage_folder import StageFolder, read_record
+from overopt.checkpoints.whole_file import whole_file
+from overopt.data.datamodule import PreferenceDataModule
+from overopt.data.splits import Part
+from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy
+from overopt.embedded.names import GOLD, GOLD_PAIRS, pairs_name, reference_name, round_pairs_name, sft_name
+from overopt.embedded.recipe import Recipe
+from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator, SampleEvaluator
+from overopt.evaluation.judges.gold_reward import gold_reward_judge
+from overopt.evaluation.records import read_completions, write_completions
+from overopt.experiment import (
+    completions_path,
+    label_pairs_to_folder,
+    open_policy,
+    proxy_of,
+    record_evaluations,
+    sample_pairs_to_file,
+)
+from overopt.models.compute import stage_device
+from overopt.models.policy import EMBEDDED_SIZES
+from overopt.models.proxy_reward import ProxyReward
+from overopt.modules.direct_alignment import DirectAlignmentModule
+from overopt.modules.policy_gradient import PolicyGradientModule
+from overopt.modules.reward_modeling import RewardModule
+from overopt.modules.sft import SFTModule
+from overopt.modules.step import StepModule
+from overopt.progress import progress_bar
+from overopt.reward_stages.best_of_n import BestOfNSettings, run_best_of_n
+from overopt.reward_stages.evaluate_reward import evaluate_reward_models
+from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_KL, BEST_WIN_RATE, RunEvaluations
+from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, log_params, start_run
+from overopt.tracking.store import open_store
+from overopt.trainers import fit
+
+TRAINING_SECONDS, EVALUATION_SECONDS = "training_seconds", "evaluation_seconds"
+"""How long a task trained, waits for evaluations included, and how long it evaluated in its last sitting, from opening
+policies, judge and prompts."""
+
+#: Between the seeds of one round's pairs and the next one's: more than a study has seeds.
+_DRAWS_OF_A_ROUND = 1000
+
+
+@dataclass
+class EmbeddedExperiment:
+    """One experiment: its folder, its tracking, its recipe.
+
+    Attributes:
+        out: folder of everything but the tracking store; each task has a folder in it.
+        tracking_uri: MLflow store.
+        study: id of the parent run.
+        recipe: the settings.
+    """
+
+    out: Path
+    tracking_uri: str
+    study: str
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def fingerprint(self) -> str:
+        """Of the texts that everything begins with; reads them, and keeps what it has read."""
+        return self._texts().fingerprint
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """Of the tracking store."""
+        return open_store(self.tracking_uri, create=True)
+
+    @cached_property
+    def _evaluators(self) -> dict[tuple[str, int], Evaluator]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: neither clients nor models."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def _data(self, **changes: Any) -> PreferenceDataModule:
+        """A DataModule under the recipe's limits."""
+        recipe = self.recipe
+        data = PreferenceDataModule(
+            **{
+                "vocab_size": recipe.vocab_size,
+                "max_prompt_tokens": recipe.max_prompt_tokens,
+                "max_response_tokens": recipe.max_response_tokens,
+                "batch_size": recipe.batch_size,
+                "cache_dir": str(self.out / "cache"),
+                **changes,
+            }
+        )
+        data.setup("predict")
+        return data
+
+    def _texts(self, **changes: Any) -> PreferenceDataModule:
+        """The texts that everything begins with."""
+        recipe = self.recipe
+        return self._data(source=recipe.source, path=recipe.path, gold_fraction=recipe.gold_fraction, **changes)
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.out / name / "checkpoints" / "last.ckpt"
+
+    def _key(self, name: str) -> str:
+        return str(read_record(self.out / name)["key"])
+
+    def _train(
+        self,
+        name: str,
+        module: StepModule,
+        data: PreferenceDataModule,
+        max_steps: int,
+        seed: int,
+        then: Callable[[str], Mapping[str, float]] | None = None,
+        past_peak: Callable[[], bool] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Mapping[str, float]:
+        """Train a module in a run of its own, or find it trained.
+
+        Args:
+            name: of folder and run.
+            module: what to train.
+            data: what on.
+            max_steps: optimiser steps.
+            seed: of weights and data order.
+            then: what to do after training with the run while it is open.
+            past_peak: asked after each checkpoint whether to end there, and before a training is resumed.
+            tags: of the run.
+        """
+        settings = {
+            "name": name,
+            **module.parameters_to_log(),
+            "optimizer": asdict(module.optimizer_settings),
+            "data": {k: v for k, v in data.hparams.items() if k != "cache_dir"},
+            "fingerprint": data.fingerprint,
+            "max_steps": max_steps,
+            "seed": seed,
+            **({} if past_peak is None else {"peak": asdict(self.recipe.peak)}),
+        }
+        with StageFolder(self.out / name, settings, self.out) as stage:
+            # Of this study: another one in the same store may have a run with equal settings.
+            own = {"overopt.stage_key": stage.key, PARENT_TAG: self.study}
+            run_id = find_run(self.client, own)
+            if stage.done and run_id is not None:
+                return stage.result
+            run_id = run_id or start_run(self.client, name, module.stage_name, tags={**(tags or {}), **own})
+            print(f"\n{name}")
+            seed_everything(seed, verbose=False)
+            with finishing(self.client, run_id):
+                log_params(self.client, run_id, {"seed": seed, "max_steps": max_steps})
+                took = 0.0
+                if past_peak is None or not past_peak():
+                    took = fit(
+                        module,
+                        data,
+                        stage.folder / "checkpoints",
+                        tracking_uri=self.tracking_uri,
+                        run_id=run_id,
+                        max_steps=max_steps,
+                        on_saved=past_peak,
+                    )
+                self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
+                cost = Cost.of(read_model_checkpoint(self._checkpoint(name)).training)
+            stage.finish({TRAINING_SECONDS: took, **cost.record(), **({} if then is None else then(run_id))})
+            return stage.result
+
+    def _make(
+        self, name: str, settings: dict[str, Any], work: Callable[[Path], Mapping[str, float] | None]
+    ) -> Mapping[str, float]:
+        """A stage without training: files in a folder, made once, and what is worth telling of them."""
+        with StageFolder(self.out / name, settings, self.out) as stage:
+            if not stage.done:
+                print(f"\n{name}")
+                stage.finish(work(stage.folder))
+            return stage.result
+
+    def _cost(self, names: Iterable[str]) -> Cost:
+        """Of tasks that are done, each counted once."""
+        done = (Cost.of(read_record(self.out / name).get("result", {})) for name in dict.fromkeys(names))
+        return sum(done, Cost())
+
+    def _cost_of_proxies(self, proxies: Proxies) -> Cost:
+        """Of the pairs, the reward models, and the backbones that are no policy of theirs."""
+        names = [pairs_name(*proxies.policy)]
+        for member in proxies.members:
+            own = (member.size, member.seed) == proxies.policy
+            names += [member.name, *([] if own else [sft_name(member.size, member.seed)])]
+        return self._cost(names)
+
+    def sft(self, size: str, seed: int) -> Mapping[str, float]:
+        """An SFT policy."""
+        module = SFTModule(architecture=EMBEDDED_SIZES[size], optimizer=self.recipe.sft_optimizer)
+        return self._train(sft_name(size, seed), module, self._texts(seed=seed), self.recipe.sft_steps, seed)
+
+    def gold_pairs(self) -> Mapping[str, float]:
+        """What the gold model learns from: people's summaries against samples, on posts kept from every policy."""
+        recipe, name = self.recipe, sft_name(self.recipe.gold_size, 0)
+        policy = self._checkpoint(name)
+
+        def work(folder: Path) -> None:
+            file = folder / "sampled.jsonl"
+            parts: list[Part] = ["gold", "evaluation"]
+            sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
+            label_pairs_to_folder(file, folder / "labelled", None, 0)
+
+        settings = {"policy": self._key(name), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
+        return self._make(GOLD_PAIRS, settings, work)
+
+    def gold(self) -> Mapping[str, float]:
+        """The gold reward model: the SFT policy's backbone, trained by Eq. 2."""
+        policy = str(self._checkpoint(sft_name(self.recipe.gold_size, 0)))
+        data = self._data(
+            source="jsonl", path=str(self.out / GOLD_PAIRS / "labelled"), examples="preferences", tokenizer=policy
+        )
+        return self._train(GOLD, RewardModule(policy, self.recipe.gold_optimizer), data, self.recipe.gold_steps, 0)
+
+    def pairs(self, size: str, seed: int) -> Mapping[str, float]:
+        """Sampled pairs, labelled by the gold model."""
+        return self._labelled_pairs(pairs_name(size, seed), sft_name(size, seed), 1 + seed, seed)
+
+    def pairs_of_round(self, cell: Cell) -> Mapping[str, float]:
+        """Pairs for the round after a cell's: its policy's own, on the same prompts, labelled by the gold model."""
+        draw = cell.seed + _DRAWS_OF_A_ROUND * cell.rounds
+        return self._labelled_pairs(round_pairs_name(cell), cell.name, 1 + draw, draw)
+
+    def _labelled_pairs(self, name: str, policy: str, draw: int, seed: int) -> Mapping[str, float]:
+        recipe, gold = self.recipe, self._checkpoint(GOLD)
+
+        def work(folder: Path) -> Mapping[str, float]:
+            file = folder / "sampled.jsonl"
+            parts: list[Part] = ["train", "evaluation"]
+            most = recipe.pairs, recipe.evaluation_prompts
+            began = time.perf_counter()
+            pairs = sample_pairs_to_file(str(self._checkpoint(policy)), file, None, None, parts, *most, draw)
+            label_pairs_to_folder(file, folder / "labelled", gold_reward_judge(gold, recipe.gold_temperature), seed)
+            seconds = time.perf_counter() - began
+            tokenizer = load_tokenizer(self._checkpoint(policy))
+            tokens = sum(len(tokenizer(text)["input_ids"]) for pair in pairs for text in (pair.first, pair.second))
+            return Cost(tokens, seconds).record()
+
+        settings = {
+            "policy": self._key(policy),
+            "gold": self._key(GOLD),
+            "gold_temperature": recipe.gold_temperature,
+            "pairs": recipe.pairs,
+            "held out": recipe.evaluation_prompts,
+            "seed": seed,
+        }
+        return self._make(name, settings, work)
+
+    def proxy(self, proxy: Proxy) -> Mapping[str, float]:
+        """A proxy reward model, evaluated on held-out pairs beside the gold model."""
+        policy = str(self._checkpoint(sft_name(proxy.size, proxy.seed)))
+        data = self._preferences(
+            pairs_name(*proxy.labelled), *proxy.labelled, tokenizer=policy, seed=proxy.seed, max_examples=proxy.pairs
+        )
+        steps = proxy.passes * math.ceil(len(data.train_set) / data.batch_size)
+
+        def evaluate(run_id: str) -> Mapping[str, float]:
+            [evaluated] = evaluate_reward_models(
+                [self._checkpoint(proxy.name)],
+                gold=self._checkpoint(GOLD),
+                run_id=run_id,
+                tracking_uri=self.tracking_uri,
+            )
+            return {name.removeprefix("eval/"): value for name, value in evaluated.metrics().items()}
+
+        module = RewardModule(policy, self.recipe.gold_optimizer)
+        return self._train(proxy.name, module, data, steps, proxy.seed, then=evaluate, tags=_tags(asdict(proxy)))
+
+    def best_of_n(self, choice: BestOfN) -> Mapping[str, float]:
+        """Best-of-n from an SFT policy; of its several n the best counts as the result."""
+        recipe, policy, proxies = self.recipe, sft_name(choice.size, choice.seed), choice.proxies
+        settings = BestOfNSettings(
+            proxies.combine, proxies.price, choice.pool, choice.ns, recipe.evaluation_prompts, seed=choice.seed
+        )
+
+        def work(folder: Path) -> Mapping[str, float]:
+            table = run_best_of_n(
+                str(self._checkpoint(policy)),
+                [self._checkpoint(proxy.name) for proxy in proxies.members],
+                gold_reward_judge(self._checkpoint(GOLD), recipe.gold_temperature),
+                settings,
+                out=folder,
+                tracking_uri=self.tracking_uri,
+                parent=self.study,
+                label=proxies.label,
+                cost=self._cost_of_proxies(proxies),
+            )
+            best = max(table.to_dict("records"), key=lambda row: float(row["win_rate"]))
+            return {BEST_WIN_RATE: best["win_rate"], BEST_KL: best["kl_nats"], BEST_EXAMPLES_SEEN: 0.0}
+
+        keys = {name: self._key(name) for name in (policy, GOLD, *(proxy.name for proxy in proxies.members))}
+        return self._make(choice.name, keys | asdict(settings) | {"gold_temperature": recipe.gold_temperature}, work)
+
+    def reference(self, size: str, seed: int) -> Mapping[str, float]:
+        """The first row of every run with this reference: its samples, judged."""
+
+        def work(folder: Path) -> None:
+            evaluator = self._open_evaluator(size, seed, self._watched_reward(size, seed))
+            with progress_bar() as progress:
+                task = progress.add_task("evaluating the reference", total=self.recipe.evaluation_prompts)
+                samples = evaluator.sample_reference(lambda n: progress.advance(task, n))
+            write_completions(completions_path(folder, 0), samples.completions)
+            with whole_file(folder / "metrics.json") as file:
+                file.write(json.dumps(samples.metrics).encode())
+
+        watched = self.recipe.watched_proxy(size, seed)
+        settings = {
+            "pairs": self._key(pairs_name(size, seed)),
+            "prompts": self.recipe.evaluation_prompts,
+            **({} if watched is None else {"watched": self._key(watched.name)}),
+        }
+        return self._make(reference_name(size, seed), settings, work)
+
+    def _preferences(self, pairs: str, size: str, seed: int, /, **changes: Any) -> PreferenceDataModule:
+        return self._data(
+            **{
+                "source": "jsonl",
+                "path": str(self.out / pairs / "labelled"),
+                "examples": "preferences",
+                "tokenizer": str(self._checkpoint(sft_name(size, seed))),
+                "batch_size": self.recipe.align_batch_size,
+                "seed": seed,
+                **changes,
+            }
+        )
+
+    def _open_evaluator(self, size: str, seed: int, proxy: ProxyReward | None) -> Evaluator:
+        samples = SampleEvaluator(
+            self._preferences(pairs_name(size, seed), size, seed),
+            open_policy(self._checkpoint(sft_name(size, seed))),
+            gold_reward_judge(self._checkpoint(GOLD), self.recipe.gold_temperature),
+            num_prompts=self.recipe.evaluation_prompts,
+            seed=seed,
+            proxy=proxy,
+        )
+        return Evaluator(samples)
+
+    def _watched_reward(self, size: str, seed: int) -> ProxyReward | None:
+        watched = self.recipe.watched_proxy(size, seed)
+        return None if watched is None else ProxyReward([self._checkpoint(watched.name)]).to(stage_device())
+
+    def _evaluator(self, size: str, seed: int) -> Evaluator:
+        """One a reference: all policies that are aligned to its pairs are evaluated by it."""
+        if (size, seed) not in self._evaluators:
+            evaluator = self._open_evaluator(size, seed, self._watched_reward(size, seed))
+            folder = self.out / reference_name(size, seed)
+            metrics = json.loads((folder / "metrics.json").read_text())
+            evaluator.know_reference(CheckpointEvaluation(metrics, read_completions(completions_path(folder, 0))))
+            self._evaluators[size, seed] = evaluator
+        return self._evaluators[size, seed]
+
+    def align(self, cell: Cell) -> Mapping[str, float]:
+        """A policy aligned to the labelled pairs, evaluated."""
+        rule, optimizer = self.recipe.peak, self.recipe.align_optimizer
+        if cell.learning_rate is not None:
+            optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        began = time.perf_counter()
+        evaluator = self._evaluator(cell.size, cell.seed)
+        opened = time.perf_counter() - began
+        paid = [pairs_name(cell.size, cell.seed)]
+        for earlier in cell.all_rounds[:-1]:
+            paid += [earlier.name, round_pairs_name(earlier)]
+        evaluations = RunEvaluations(evaluator, self.out / cell.name, rule, self._cost(paid), seconds=opened)
+        data, start = evaluator.data, None
+        reference = str(self._checkpoint(sft_name(cell.size, cell.seed)))
+        if cell.rounds > 1:
+            data = self._preferences(round_pairs_name(cell.round_before), cell.size, cell.seed)
+            start = str(self._checkpoint(cell.round_before.name))
+            if cell.round_reference == "last":
+                reference, start = start, None
+        module = DirectAlignmentModule(
+            reference,
+            **asdict(cell.alignment),
+            moving_reference=cell.reference_updates,
+            policy=start,
+            optimizer=optimizer,
+        )
+
+        return self._train(
+            cell.name,
+            module,
+            data,
+            self.recipe.align_steps,
+            cell.seed,
+            then=lambda run_id: self._evaluated(run_id, evaluations),
+            past_peak=None if rule.standard_errors is None else evaluations.past_peak,
+            tags=_tags(cell.parameters),
+        )
+
+    def optimise(self, cell: PolicyGradientCell) -> Mapping[str, float]:
+        """A policy gradient against proxies, on the prompts of the pairs; the gold model is watched."""
+        recipe, proxies, optimizer = self.recipe, cell.proxies, self.recipe.rl_optimizer
+        if cell.learning_rate is not None:
+            optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        module = PolicyGradientModule(
+            str(self._checkpoint(sft_name(cell.size, cell.seed))),
+            [str(self._checkpoint(proxy.name)) for proxy in proxies.members],
+            cell.objective,
+            cell.beta,
+            recipe.rl_samples,
+            cell.kl,
+            reward_combination=proxies.combine,
+            disagreement_price=proxies.price,
+            gold=str(self._checkpoint(GOLD)),
+            optimizer=optimizer,
+        )
+        data = self._preferences(pairs_name(cell.size, cell.seed), cell.size, cell.seed, batch_size=recipe.rl_prompts)
+
+        def evaluate(run_id: str) -> Mapping[str, float]:
+            began = time.perf_counter()
+            # With the zeros and units of the ensemble that it was trained by.
+            proxy = proxy_of(read_model_checkpoint(self._checkpoint(cell.name)))
+            evaluator = self._open_evaluator(cell.size, cell.seed, proxy)
+            opened = time.perf_counter() - began
+            cost = self._cost_of_proxies(proxies)
+            return self._evaluated(
+                run_id, RunEvaluations(evaluator, self.out / cell.name, recipe.peak, cost, seconds=opened)
+            )
+
+        return self._train(
+            cell.name, module, data, recipe.rl_steps, cell.seed, then=evaluate, tags=_tags(cell.parameters)
+        )
+
+    def _evaluated(self, run_id: str, evaluations: RunEvaluations) -> Mapping[str, float]:
+        """A run with all its checkpoints evaluated, and its best one."""
+        with progress_bar() as progress:
+            policies = len(evaluations.missing()) + (not evaluations.evaluations)
+            task = progress.add_task("evaluating", total=policies * self.recipe.evaluation_prompts)
+            evaluations.catch_up(lambda n: progress.advance(task, n))
+        record_evaluations(self.client, run_id, evaluations.evaluations, evaluations.completions, evaluations.evaluator)
+        log_metrics(self.client, run_id, evaluations.best, step=max(evaluations.evaluations))
+        return {**evaluations.best, EVALUATION_SECONDS: evaluations.seconds}
+
+
+def _tags(parameters: Mapping[str, Any]) -> dict[str, str]:
+    return {f"overopt.{name}": str(value) for name, value in parameters.items() if value is not None}

@@ -1,0 +1,106 @@
+"""Which tasks cells take, each after what it needs."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy, StudyCell
+from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.names import GOLD, GOLD_PAIRS, pairs_name, reference_name, round_pairs_name, sft_name
+
+
+class Task(NamedTuple):
+    """Something to be done once.
+
+    Attributes:
+        needs: names of the tasks whose folders it reads, earliest first.
+        run: does it, or finds it done; gives what is worth telling of it.
+    """
+
+    needs: tuple[str, ...]
+    run: Callable[[], Mapping[str, float]]
+
+
+def plan(experiment: EmbeddedExperiment, cells: Iterable[StudyCell], proxies: Iterable[Proxy] = ()) -> dict[str, Task]:
+    """All that cells take, and proxies that are wanted for themselves, by name.
+
+    Raises:
+        ValueError: a proxy of more pairs than the recipe has.
+    """
+    planned = _Plan(experiment)
+    for cell in cells:
+        if isinstance(cell, Cell):
+            planned.add_aligned(cell)
+        elif isinstance(cell, PolicyGradientCell):
+            planned.add_optimised(cell)
+        else:
+            planned.add_best_of_n(cell)
+    for proxy in proxies:
+        planned.add_proxy(proxy)
+    return planned.tasks
+
+
+class _Plan:
+    def __init__(self, experiment: EmbeddedExperiment) -> None:
+        self.experiment = experiment
+        size = experiment.recipe.gold_size
+        self.tasks = {
+            sft_name(size, 0): Task((), partial(experiment.sft, size, 0)),
+            GOLD_PAIRS: Task((sft_name(size, 0),), experiment.gold_pairs),
+            GOLD: Task((sft_name(size, 0), GOLD_PAIRS), experiment.gold),
+        }
+
+    def add_aligned(self, cell: Cell) -> None:
+        """A cell with all its rounds."""
+        needs = self._reference(cell.size, cell.seed)
+        for done in cell.all_rounds:
+            if done.rounds > 1:
+                before, own = done.round_before, round_pairs_name(done.round_before)
+                self.tasks.setdefault(own, Task((*needs, before.name), partial(self.experiment.pairs_of_round, before)))
+                needs = (*needs, before.name, own)
+            self.tasks.setdefault(done.name, Task(needs, partial(self.experiment.align, done)))
+
+    def add_optimised(self, cell: PolicyGradientCell) -> None:
+        """A policy gradient with its proxies."""
+        needs = self._reference(cell.size, cell.seed) + self._proxies(cell.proxies)
+        self.tasks[cell.name] = Task(needs, partial(self.experiment.optimise, cell))
+
+    def add_best_of_n(self, choice: BestOfN) -> None:
+        """Best-of-n with its proxies."""
+        proxies = self._proxies(choice.proxies)
+        needs = sft_name(choice.size, choice.seed), GOLD, *proxies
+        self.tasks[choice.name] = Task(needs, partial(self.experiment.best_of_n, choice))
+
+    def add_proxy(self, proxy: Proxy) -> None:
+        """A proxy with its backbone and its pairs."""
+        recipe = self.experiment.recipe
+        if proxy.pairs > recipe.pairs:
+            raise ValueError(f"{proxy.name} wants {proxy.pairs} pairs, the recipe has {recipe.pairs} of a policy")
+        needs = self._sft(proxy.size, proxy.seed), GOLD, self._pairs(*proxy.labelled)
+        self.tasks.setdefault(proxy.name, Task(needs, partial(self.experiment.proxy, proxy)))
+
+    def _proxies(self, proxies: Proxies) -> tuple[str, ...]:
+        for proxy in proxies.members:
+            self.add_proxy(proxy)
+        return tuple(proxy.name for proxy in proxies.members)
+
+    def _sft(self, size: str, seed: int) -> str:
+        name = sft_name(size, seed)
+        self.tasks.setdefault(name, Task((), partial(self.experiment.sft, size, seed)))
+        return name
+
+    def _pairs(self, size: str, seed: int) -> str:
+        needs, name = (self._sft(size, seed), GOLD), pairs_name(size, seed)
+        self.tasks.setdefault(name, Task(needs, partial(self.experiment.pairs, size, seed)))
+        return name
+
+    def _reference(self, size: str, seed: int) -> tuple[str, ...]:
+        """What all policies from one reference need, its own evaluation last."""
+        needs: tuple[str, ...] = (self._sft(size, seed), GOLD, self._pairs(size, seed))
+        watched = self.experiment.recipe.watched_proxy(size, seed)
+        if watched is not None:
+            self.add_proxy(watched)
+            needs = (*needs, watched.name)
+        name = reference_name(size, seed)
+        self.tasks.setdefault(name, Task(needs, partial(self.experiment.reference, size, seed)))
+        return (*needs, name)
