@@ -31,11 +31,13 @@ class Cell:
         reference_every: the reference follows the policy every so many optimiser steps (TR-DPO); 0: it does not.
         reference_alpha: the policy's part in that, in [0, 1]; 1 is a hard update.
         rounds: of iterated DPO: each after the first samples pairs from the policy that the one before ended with,
-            which the gold model labels, and trains on from that policy. A round is a run of its own, and the last
-            round's is this cell's. All rounds are evaluated against the SFT policy, on the first round's held-out
-            pairs, and so is the row at 0 examples.
+            and trains on from that policy once they are labelled. A round is a run of its own, and the last round's is
+            this cell's. All rounds are evaluated against the SFT policy, on the first round's held-out pairs, and so is
+            the row at 0 examples.
         round_reference: of the training in later rounds: ``first``, the SFT policy, or ``last``, the policy that the
             round starts from.
+        round_labels: who labels later rounds' pairs: the ``gold`` model again, or a ``proxy`` that has learned from all
+            of the first round's pairs, so that no more labels are asked for.
 
     Raises:
         ValueError: an unknown objective or size, a bad beta or penalty, or settings that make no sense together.
@@ -56,6 +58,7 @@ class Cell:
     reference_alpha: float = 1.0
     rounds: int = 1
     round_reference: Literal["first", "last"] = "first"
+    round_labels: Literal["gold", "proxy"] = "gold"
 
     def __post_init__(self) -> None:
         _ = self.alignment, self.reference_updates  # refuse bad settings
@@ -63,8 +66,10 @@ class Cell:
             raise ValueError(
                 f"need rounds >= 1 and round_reference first or last, got {self.rounds} and {self.round_reference!r}"
             )
-        if self.rounds == 1 and self.round_reference == "last":
-            raise ValueError("round_reference is of rounds after the first, got rounds=1")
+        if self.round_labels not in ("gold", "proxy"):
+            raise ValueError(f"labels of later rounds are by gold or proxy, got {self.round_labels!r}")
+        if self.rounds == 1 and (self.round_reference, self.round_labels) != ("first", "gold"):
+            raise ValueError("round_reference and round_labels are of rounds after the first, got rounds=1")
         require_size(self.size)
         _require_learning_rate(self.learning_rate)
 
@@ -96,8 +101,9 @@ class Cell:
     @property
     def round_before(self) -> "Cell":
         """The cell whose last policy this one's last round starts from; only where there are several rounds."""
-        rounds = self.rounds - 1
-        return replace(self, rounds=rounds, round_reference=self.round_reference if rounds > 1 else "first")
+        if self.rounds > 2:
+            return replace(self, rounds=self.rounds - 1)
+        return replace(self, rounds=1, round_reference="first", round_labels="gold")
 
     @property
     def all_rounds(self) -> "list[Cell]":
@@ -123,6 +129,7 @@ class Cell:
             f"-moving{self.reference_every}": self.reference_every,
             f"-alpha{self.reference_alpha:g}": self.reference_alpha != 1,
             f"-rounds{self.rounds}{'' if self.round_reference == 'first' else self.round_reference}": self.rounds > 1,
+            f"-{self.round_labels}": self.round_labels != "gold",
         }
         changed = "".join(part for part, said in parts.items() if said)
         return f"{self.objective}-beta{self.beta:g}{changed}-{self.size}-seed{self.seed}"

@@ -237,12 +237,22 @@ class EmbeddedExperiment:
         return self._labelled_pairs(pairs_name(size, seed), sft_name(size, seed), 1 + seed, seed)
 
     def pairs_of_round(self, cell: Cell) -> Mapping[str, float]:
-        """Pairs for the round after a cell's: its policy's own, on the same prompts, labelled by the gold model."""
-        draw = cell.seed + _DRAWS_OF_A_ROUND * cell.rounds
-        return self._labelled_pairs(round_pairs_name(cell), cell.name, 1 + draw, draw)
+        """Pairs for a cell's last round: of the policy that the round before ended with, on the same prompts."""
+        before = cell.round_before
+        draw = cell.seed + _DRAWS_OF_A_ROUND * before.rounds
+        labeller = GOLD if cell.round_labels == "gold" else self.labeller(cell).name
+        return self._labelled_pairs(round_pairs_name(cell), before.name, 1 + draw, draw, labeller)
 
-    def _labelled_pairs(self, name: str, policy: str, draw: int, seed: int) -> Mapping[str, float]:
-        recipe, gold = self.recipe, self._checkpoint(GOLD)
+    def labeller(self, cell: Cell) -> Proxy:
+        """The proxy that labels later rounds: of all pairs of the first round."""
+        return Proxy(cell.size, self.recipe.pairs, cell.seed)
+
+    def _labelled_pairs(
+        self, name: str, policy: str, draw: int, seed: int, labeller: str = GOLD
+    ) -> Mapping[str, float]:
+        recipe, gold = self.recipe, labeller == GOLD
+        # A proxy has learned from labels that the gold model's temperature had made more decisive.
+        judge = gold_reward_judge(self._checkpoint(labeller), recipe.gold_temperature if gold else 1.0)
 
         def work(folder: Path) -> Mapping[str, float]:
             file = folder / "sampled.jsonl"
@@ -250,7 +260,7 @@ class EmbeddedExperiment:
             most = recipe.pairs, recipe.evaluation_prompts
             began = time.perf_counter()
             pairs = sample_pairs_to_file(str(self._checkpoint(policy)), file, None, None, parts, *most, draw)
-            label_pairs_to_folder(file, folder / "labelled", gold_reward_judge(gold, recipe.gold_temperature), seed)
+            label_pairs_to_folder(file, folder / "labelled", judge, seed)
             seconds = time.perf_counter() - began
             tokenizer = load_tokenizer(self._checkpoint(policy))
             tokens = sum(len(tokenizer(text)["input_ids"]) for pair in pairs for text in (pair.first, pair.second))
@@ -258,8 +268,8 @@ class EmbeddedExperiment:
 
         settings = {
             "policy": self._key(policy),
-            "gold": self._key(GOLD),
-            "gold_temperature": recipe.gold_temperature,
+            **({"gold_temperature": recipe.gold_temperature} if gold else {}),
+            labeller: self._key(labeller),
             "pairs": recipe.pairs,
             "held out": recipe.evaluation_prompts,
             "seed": seed,
@@ -378,13 +388,14 @@ class EmbeddedExperiment:
         evaluator = self._evaluator(cell.size, cell.seed)
         opened = time.perf_counter() - began
         paid = [pairs_name(cell.size, cell.seed)]
-        for earlier in cell.all_rounds[:-1]:
-            paid += [earlier.name, round_pairs_name(earlier)]
+        for later in cell.all_rounds[1:]:
+            labeller = [] if later.round_labels == "gold" else [self.labeller(later).name]
+            paid += [later.round_before.name, *labeller, round_pairs_name(later)]
         evaluations = RunEvaluations(evaluator, self.out / cell.name, rule, self._cost(paid), seconds=opened)
         data, start = evaluator.data, None
         reference = str(self._checkpoint(sft_name(cell.size, cell.seed)))
         if cell.rounds > 1:
-            data = self._preferences(round_pairs_name(cell.round_before), cell.size, cell.seed)
+            data = self._preferences(round_pairs_name(cell), cell.size, cell.seed)
             start = str(self._checkpoint(cell.round_before.name))
             if cell.round_reference == "last":
                 reference, start = start, None

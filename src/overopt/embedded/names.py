@@ -20,6 +20,6 @@ def reference_name(size: str, seed: int) -> str:
     return f"reference-{size}-seed{seed}"
 
 
-def round_pairs_name(before: Cell) -> str:
-    """Of the pairs that the round after a cell's trains on."""
-    return f"pairs-{before.name}"
+def round_pairs_name(cell: Cell) -> str:
+    """Of the pairs that a cell's last round trains on, where that is not the only one."""
+    return f"pairs-{cell.round_before.name}" + ("" if cell.round_labels == "gold" else f"-by-{cell.round_labels}")

@@ -52,13 +52,17 @@ class _Plan:
 
     def add_aligned(self, cell: Cell) -> None:
         """A cell with all its rounds."""
-        needs = self._reference(cell.size, cell.seed)
+        experiment, needs = self.experiment, self._reference(cell.size, cell.seed)
         for done in cell.all_rounds:
             if done.rounds > 1:
-                before, own = done.round_before, round_pairs_name(done.round_before)
-                self.tasks.setdefault(own, Task((*needs, before.name), partial(self.experiment.pairs_of_round, before)))
-                needs = (*needs, before.name, own)
-            self.tasks.setdefault(done.name, Task(needs, partial(self.experiment.align, done)))
+                before, pairs = done.round_before, round_pairs_name(done)
+                needs = (*needs, before.name)
+                if done.round_labels == "proxy" and (labeller := experiment.labeller(done)).name not in needs:
+                    self.add_proxy(labeller)
+                    needs = (*needs, labeller.name)
+                self.tasks.setdefault(pairs, Task(needs, partial(experiment.pairs_of_round, done)))
+                needs = (*needs, pairs)
+            self.tasks.setdefault(done.name, Task(needs, partial(experiment.align, done)))
 
     def add_optimised(self, cell: PolicyGradientCell) -> None:
         """A policy gradient with its proxies."""

@@ -298,7 +298,9 @@ def _mitigations(run: Any) -> str:
         parts.append(f"reference moving {updates}")
     # A tag of cells with several rounds; their own reference is told by another.
     if int(rounds := run.data.tags.get("overopt.rounds", "1")) > 1:
-        parts.append(f"round {rounds} from the {run.data.tags.get('overopt.round_reference', 'first')} reference")
+        labels = " by proxy labels" if run.data.tags.get("overopt.round_labels") == "proxy" else ""
+        reference = run.data.tags.get("overopt.round_reference", "first")
+        parts.append(f"round {rounds}{labels} from the {reference} reference")
     return "".join(f", {part}" for part in parts)
 
 
