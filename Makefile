@@ -10,8 +10,9 @@ BIN := .venv/bin
 quickstart: .venv/ready
 	$(BIN)/python -m overopt quickstart $(ARGS)
 
+# A process a core, with one thread of torch's each: more would wait for each other.
 test: .venv/ready
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal $(ARGS)
 
 check: lint test
 

@@ -106,7 +106,7 @@ MITIGATIONS = {
     "chi_po": {"link": "chi_squared"},
     "dpo_positive": {"positive_penalty": 50.0},
     "tr_hard": {"moving_reference": "hard every 512"},
-    "tr_soft": {"moving_reference": "soft 0.6 every 1"},
+    "tr_soft": {"moving_reference": "soft 0.6 every 512"},
     "length": {"length_penalty": 0.02},
 }
 

@@ -28,6 +28,8 @@ def rank_weights(pool: int, n: int) -> Float64[np.ndarray, " rank"]:
 
     In log space: the binomials themselves leave float64 at a pool of about a thousand.
 
+    Source: Nakano et al. 2021 (arXiv:2112.09332), App. I.
+
     Raises:
         ValueError: ``n`` is not between 1 and ``pool``.
 

@@ -26,7 +26,7 @@ def worst_reward(rewards: Rewards) -> Float[Tensor, " response"]:
 
 
 def uncertainty_weighted_reward(rewards: Rewards, *, price: float) -> Float[Tensor, " response"]:
-    """Mean less ``price`` times the variance over members: Coste et al. 2023 (arXiv:2310.02743), Eq. 6.
+    """Mean less ``price`` times the variance over members: Coste et al. 2023 (arXiv:2310.02743), Eq. 5.
 
     Args:
         rewards: of each member, on one scale.

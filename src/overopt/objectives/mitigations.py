@@ -1,7 +1,7 @@
 """What may be added to a preference objective against over-optimization, each term from its paper.
 
 Three places take one: the link between policy and implicit reward (:data:`LINKS`), the margin
-(:func:`lost_likelihood`), and the loss (:func:`likelihood_loss`). :func:`clip_reward_margin` goes with the chi-squared
+(:func:`lost_likelihood`), and the loss (:data:`LIKELIHOOD_LOSSES`). :func:`clip_reward_margin` goes with the chi-squared
 link. The length term of Park et al. 2024 is part of :func:`overopt.objectives.preference.preference_logit`.
 """
 
@@ -99,6 +99,7 @@ def mean_token_loss(chosen: ResponseLikelihood) -> Float[Tensor, " pair"]:
     batch instead: there long responses weigh more.
 
     Source: Pang et al. 2024, "Iterative reasoning preference optimization" (arXiv:2404.19733), whose weight is 1.
+    In its third version; an earlier one divides by the prompt's tokens too.
     """
     # A response of one token to an empty prompt has no prediction: nothing of nothing.
     return chosen.negative_log_likelihood / chosen.response_tokens.clamp(min=1)
@@ -107,7 +108,8 @@ def mean_token_loss(chosen: ResponseLikelihood) -> Float[Tensor, " pair"]:
 def response_loss(chosen: ResponseLikelihood) -> Float[Tensor, " pair"]:
     """-log pi(y|x) of the chosen response, summed over its tokens [nats].
 
-    The weight is what Liu et al. write ``eta * beta``, with chosen responses as the policy that pessimism leans on.
+    The weight is what Liu et al. write ``eta * beta``, with chosen responses as the policy that pessimism leans on;
+    their code multiplies so as well. Elsewhere ``eta`` alone stands for it.
 
     Source: Liu et al. 2024, "Provably mitigating overoptimization in RLHF: your SFT loss is implicitly an adversarial
     regularizer" (arXiv:2405.16436).

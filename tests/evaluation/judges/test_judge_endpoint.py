@@ -204,6 +204,9 @@ def test_a_process_of_its_own_prints_its_port_and_logs_to_a_file(tmp_path):
             url = f"http://127.0.0.1:{int(run.stdout.readline())}/v1"
             with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as api:
                 api.chat.completions.create(model=MODEL, messages=question(ROW))
+            given_up = time.monotonic() + 20
+            while not log.read_text() and time.monotonic() < given_up:  # it logs what it has sent
+                time.sleep(0.01)
         finally:
             run.terminate()
     [entry] = map(json.loads, log.read_text().splitlines())
