@@ -1,8 +1,9 @@
 """What may be added to a preference objective against over-optimization, each term from its paper.
 
 Three places take one: the link between policy and implicit reward (:data:`LINKS`), the margin
-(:func:`lost_likelihood`), and the loss (:data:`LIKELIHOOD_LOSSES`). :func:`clip_reward_margin` goes with the chi-squared
-link. The length term of Park et al. 2024 is part of :func:`overopt.objectives.preference.preference_logit`.
+(:func:`lost_likelihood`), and the loss (:data:`LIKELIHOOD_LOSSES`). :func:`clip_reward_margin` goes with the
+chi-squared link. The length term of Park et al. 2024 is part of
+:func:`overopt.objectives.preference.preference_logit`.
 """
 
 import math
