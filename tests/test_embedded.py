@@ -4,12 +4,14 @@ import hashlib
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from overopt.checkpoints.format import read_model_checkpoint
 from overopt.checkpoints.stage_folder import read_record
 from overopt.embedded.cells import Cell
 from overopt.embedded.experiment import EmbeddedExperiment
+from overopt.embedded.names import round_pairs_name
 from overopt.embedded.plan import plan
 from overopt.evaluation.preference_pairs import read_sampled_pairs
 from overopt.modules.moving_reference import ReferenceUpdates
@@ -35,6 +37,7 @@ def test_cells_that_differ_have_names_that_differ():
         {"rounds": 2},
         {"rounds": 3},
         {"rounds": 3, "round_reference": "last"},
+        {"rounds": 3, "round_labels": "proxy"},
     ]
     assert len({Cell(**change).name for change in [{}, *changes]}) == len(changes) + 1
 
@@ -53,6 +56,7 @@ def test_a_cells_reference_moves_hard_softly_or_not_at_all():
         ({"reference_every": 2, "reference_alpha": 2.0}, "got alpha=2.0"),
         ({"rounds": 0}, "rounds >= 1"),
         ({"round_reference": "last"}, "got rounds=1"),
+        ({"round_labels": "proxy"}, "got rounds=1"),
     ],
     ids=str,
 )
@@ -82,6 +86,10 @@ def test_rounds_need_those_before_and_share_them(tmp_path):
     assert tasks[three.name].needs == (*tasks[two].needs, two, f"pairs-{two}")
     order = list(tasks)
     assert all(order.index(need) < order.index(name) for name, task in tasks.items() for need in task.needs)
+    # A proxy that labels later rounds has learned from all of the first round's pairs.
+    by_proxy = replace(three, rounds=2, round_labels="proxy")
+    relabelled = plan(EmbeddedExperiment(tmp_path, "", ""), [by_proxy])
+    assert relabelled[by_proxy.name].needs == (*shared, one, "proxy-0.4M-pairs2048-seed0", f"pairs-{one}-by-proxy")
     # Another reference in later rounds leaves the first round and its policy's pairs as they are.
     both = plan(EmbeddedExperiment(tmp_path, "", ""), [three, replace(three, round_reference="last")])
     assert len(both) == len(tasks) + 3
@@ -98,12 +106,13 @@ def done(tmp_path_factory, preference_folder):
         Cell(size="0.4M", rounds=2),
         Cell(size="0.4M", rounds=2, round_reference="last"),
         Cell(size="0.4M", nll_weight=0.1, reference_every=2, reference_alpha=0.5),
+        Cell(size="0.4M", rounds=2, round_labels="proxy"),
     ]
     return experiment, cells, {name: task.run() for name, task in plan(experiment, cells).items()}
 
 
 def test_a_later_round_starts_from_the_last_policy_on_its_own_pairs(done):
-    experiment, (first, last, _), _ = done
+    experiment, (first, last, *_), _ = done
     one = first.round_before.name
     sft = str(experiment._checkpoint("sft-0.4M-seed0"))
     for cell, reference, start in (
@@ -121,6 +130,24 @@ def test_a_later_round_starts_from_the_last_policy_on_its_own_pairs(done):
     assert {(pair.first, pair.second) for pair in before} != {(pair.first, pair.second) for pair in after}
 
 
+def test_a_proxy_labels_the_same_samples_by_its_own_rewards(done):
+    experiment, (first, _, _, by_proxy), results = done
+    folders = [experiment.out / round_pairs_name(cell) for cell in (first, by_proxy)]
+    assert len({(folder / "sampled.jsonl").read_bytes() for folder in folders}) == 1
+    gold, proxy = (pd.read_json(folder / "labelled" / "pairs.jsonl", lines=True) for folder in folders)
+    assert gold["id"].tolist() == proxy["id"].tolist()
+    assert (gold["probability"] - proxy["probability"]).abs().max() > 0.01
+    # The first round, its pairs and, with the proxy's labels, the proxy are paid for.
+    costs = {cell: results[cell.name]["cost_tokens"] for cell in (first, by_proxy, first.round_before)}
+    points = read_points(experiment.tracking_uri)[0].groupby("objective")["cost_tokens"].last()
+    shared = costs[first.round_before] + results["pairs-0.4M-seed0"]["cost_tokens"]
+    names = "dpo, round 2 from the first reference", "dpo, round 2 by proxy labels from the first reference"
+    for name, cell in zip(names, (first, by_proxy), strict=True):
+        labeller = 0 if cell is first else results[experiment.labeller(cell).name]["cost_tokens"]
+        pairs = results[round_pairs_name(cell)]["cost_tokens"]
+        assert points[name] == shared + labeller + pairs + costs[cell]
+
+
 def test_every_round_is_measured_against_the_original_reference(done):
     experiment, _, _ = done
     table, _ = read_points(experiment.tracking_uri)
@@ -128,11 +155,12 @@ def test_every_round_is_measured_against_the_original_reference(done):
         "dpo",
         "dpo, round 2 from the first reference",
         "dpo, round 2 from the last reference",
+        "dpo, round 2 by proxy labels from the first reference",
         "dpo, NLL 0.1 per token, reference moving soft 0.5 every 2",
     }
     starts = table.query("examples_seen == 0")
     assert set(starts["kl_nats"]) == {0}
-    assert starts["win_rate"].nunique() == 1
+    assert len(set(starts["win_rate"])) == 1
     # A round whose reference is the last policy is still that far from the original.
     ends = table.query("examples_seen > 0").groupby("objective")["kl_nats"].last()
     assert ends["dpo, round 2 from the last reference"] > 0

@@ -110,7 +110,7 @@ def test_the_run_has_a_step_for_each_n_and_is_found_again(done, reward_checkpoin
     assert points["n"].tolist() == [1, 2, 6]
     for name in ("kl_nats", "win_rate", "gold_reward", "kl_bound_nats", "proxy_reward_se"):
         assert points[name].tolist() == pytest.approx(table[name].tolist())
-    assert set(points["objective"]) == {"best_of_n"}
+    assert set(points["objective"]) == {"best of n"}
     with pytest.raises(ValueError, match="no align run"):  # nothing that advice could take for a checkpoint
         read_points(store)
     logged = {file.path for file in client.list_artifacts(run.info.run_id, "figures")}

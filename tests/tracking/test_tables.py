@@ -1,7 +1,7 @@
 import http.server
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +33,12 @@ class Store:
         status: str = "FINISHED",
         started: int = 1000,
         parent: str | None = None,
+        tags: Mapping[str, str] | None = None,
         steps: tuple[int, ...] = CHECKPOINTS,
         metrics: Callable[[int], dict[str, float]] = lambda step: {"kl_nats": step / 1e3, "win_rate": 0.5},
         **params: object,
     ) -> str:
-        tags = {"overopt.stage": stage, **({"mlflow.parentRunId": parent} if parent else {})}
+        tags = {"overopt.stage": stage, **({"mlflow.parentRunId": parent} if parent else {}), **(tags or {})}
         run_id: str = self.client.create_run(experiment, start_time=started, tags=tags).info.run_id
         known: dict[str, object] = {
             "objective": "dpo",
@@ -104,13 +105,17 @@ def test_policy_gradients_are_curves_of_their_own_beside_alignments(store: Store
         {},
         {"kl": "penalty"},
         {"reward_models": 3, "reward_combination": "worst"},
+        {"reward_models": 3, "tags": {"overopt.proxy": "worst of 3 proxies 0.4M on 256 pairs"}},
+        {"tags": {"overopt.proxy": "proxy 0.4M on 256 pairs"}},
+        {"tags": {"overopt.proxy": "proxy 0.4M on 2048 pairs"}},
     ):
         given: dict[str, object] = {"objective": "rloo", "kl": "reward", "reward_models": 1, **changes}
         metrics = lambda step: {"kl_nats": 0.1, "proxy_reward": 2.0, "gold_reward": 1.0}  # noqa: E731
         store.log(experiment, stage="rl", metrics=metrics, **given)
     table, notes = read_points(store.uri, experiment="rlhf")
     assert notes == ()
-    names = ["dpo", "rloo", "rloo, KL as a penalty", "rloo, worst of 3 reward models"]
+    names = ["dpo", "rloo", "rloo, KL as a penalty", "rloo, proxy 0.4M on 2048 pairs", "rloo, proxy 0.4M on 256 pairs"]
+    names += ["rloo, worst of 3 proxies 0.4M on 256 pairs", "rloo, worst of 3 reward models"]
     assert list(table["objective"].unique()) == names
     optimised = table[table["objective"] != "dpo"]
     assert set(optimised["proxy_reward"]) == {2.0}
