@@ -51,24 +51,14 @@ def preference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_data(preference_folder: Path, tmp_path: Path) -> Callable[..., Any]:
     """PreferenceDataModule on the tiny preferences, not set up; arguments change its settings."""
-    from overopt.data.datamodule import PreferenceDataModule
+    from tiny import tiny_data
 
-    def make(**changes: Any) -> PreferenceDataModule:
-        settings = {
-            "source": "jsonl",
-            "path": str(preference_folder),
-            "vocab_size": 300,
-            "max_prompt_tokens": 48,
-            "max_response_tokens": 24,
-            "batch_size": 6,  # 32 training examples: the last step of an epoch has 2
-            "micro_batch_tokens": 200,  # several forward passes a step
-            "evaluation_fraction": 0.3,
-            "gold_fraction": 0.1,
-            "cache_dir": str(tmp_path / "cache"),
-        }
-        return PreferenceDataModule(**settings | changes)
-
-    return make
+    settings = {
+        "batch_size": 6,  # 32 training examples: the last step of an epoch has 2
+        "micro_batch_tokens": 200,  # several forward passes a step
+        "gold_fraction": 0.1,
+    }
+    return lambda **changes: tiny_data(preference_folder, tmp_path / "cache", **settings | changes)
 
 
 @pytest.fixture
@@ -86,21 +76,12 @@ def sft_checkpoint(preference_folder: Path, tmp_path_factory: pytest.TempPathFac
     """A real checkpoint of a policy after one epoch of SFT."""
     import torch
 
-    from overopt.data.datamodule import PreferenceDataModule
     from overopt.modules.checkpoint_schedule import CheckpointSchedule
     from overopt.modules.sft import SFTModule
-    from tiny import TINY, quiet_trainer
+    from tiny import TINY, quiet_trainer, tiny_data
 
     folder = tmp_path_factory.mktemp("sft")
-    data = PreferenceDataModule(
-        "jsonl",
-        str(preference_folder),
-        vocab_size=300,
-        max_prompt_tokens=48,
-        max_response_tokens=24,
-        evaluation_fraction=0.3,
-        cache_dir=str(folder / "cache"),
-    )
+    data = tiny_data(preference_folder, folder / "cache")
     schedule = CheckpointSchedule(str(folder / "checkpoints"))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -114,23 +95,13 @@ def reward_checkpoint(preference_folder: Path, sft_checkpoint: Path, tmp_path_fa
     """A real checkpoint of a reward model on that policy's backbone, with a head that tells responses apart."""
     import torch
 
-    from overopt.data.datamodule import PreferenceDataModule
     from overopt.modules.checkpoint_schedule import CheckpointSchedule
     from overopt.modules.reward_modeling import RewardModule
-    from tiny import FAST, quiet_trainer
+    from tiny import FAST, quiet_trainer, tiny_data
 
     folder = tmp_path_factory.mktemp("reward")
-    data = PreferenceDataModule(
-        "jsonl",
-        str(preference_folder),
-        examples="preferences",
-        tokenizer=str(sft_checkpoint),
-        max_prompt_tokens=48,
-        max_response_tokens=24,
-        batch_size=8,
-        evaluation_fraction=0.3,
-        cache_dir=str(folder / "cache"),
-    )
+    pairs: dict[str, Any] = {"examples": "preferences", "tokenizer": str(sft_checkpoint), "batch_size": 8}
+    data = tiny_data(preference_folder, folder / "cache", **pairs)
     schedule = CheckpointSchedule(str(folder / "checkpoints"))
     with torch.random.fork_rng():
         torch.manual_seed(0)

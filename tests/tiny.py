@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from transformers import PreTrainedTokenizerFast
 
 from overopt.checkpoints.atomic_io import AtomicCheckpointIO
+from overopt.data.datamodule import PreferenceDataModule
 from overopt.evaluation.preference_pairs import SampledPair
 from overopt.models.policy import Policy, PythiaArchitecture, new_policy
 from overopt.modules.optimizers import OptimizerSettings
@@ -70,6 +71,18 @@ class StopAfter(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         if pl_module.examples_seen >= self._examples:
             raise KilledError
+
+
+def tiny_data(folder: Path, cache: Path, **changes: Any) -> PreferenceDataModule:
+    """The texts of :func:`sampled_pairs` as labelled pairs in ``folder``, not set up; arguments change its settings."""
+    settings = {
+        "vocab_size": 300,
+        "max_prompt_tokens": 48,
+        "max_response_tokens": 24,
+        "evaluation_fraction": 0.3,
+        "cache_dir": str(cache),
+    }
+    return PreferenceDataModule("jsonl", str(folder), **settings | changes)
 
 
 def quiet_trainer(root: Path, **changes: Any) -> Trainer:

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from overopt.data.datamodule import PreferenceDataModule
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.reward_modeling import RewardModule
 from overopt.tracking.logger import MLflowTracker
-from tiny import quiet_trainer
+from tiny import quiet_trainer, tiny_data
 
 
 @pytest.fixture(scope="session")
@@ -24,18 +23,8 @@ def reward_checkpoints(preference_folder, sft_checkpoint, store, tmp_path_factor
     folder = tmp_path_factory.mktemp("reward")
     paths = []
     for seed, name in enumerate(["proxy-a", "proxy-b", "gold"]):
-        data = PreferenceDataModule(
-            "jsonl",
-            str(preference_folder),
-            examples="preferences",
-            tokenizer=str(sft_checkpoint),
-            max_prompt_tokens=48,
-            max_response_tokens=24,
-            batch_size=8,
-            evaluation_fraction=0.3,
-            seed=seed,
-            cache_dir=str(folder / "cache"),
-        )
+        pairs = {"examples": "preferences", "tokenizer": str(sft_checkpoint), "batch_size": 8, "seed": seed}
+        data = tiny_data(preference_folder, folder / "cache", **pairs)
         schedule = CheckpointSchedule(str(folder / name / "checkpoints"))
         with torch.random.fork_rng():
             torch.manual_seed(seed)

@@ -20,7 +20,7 @@ from overopt.theory_stages.token_q_measurements import TokenMeasurer, labelled_p
 from overopt.theory_stages.token_q_tables import summarise
 from overopt.tracking.runs import start_run
 from overopt.tracking.store import open_store
-from tiny import quiet_trainer, seeded_policy
+from tiny import quiet_trainer, seeded_policy, tiny_data
 
 BETAS = (0.05, 0.5)
 PROMPTS = 6
@@ -30,23 +30,12 @@ BOLD = OptimizerSettings("rmsprop", learning_rate=2e-2, warmup_steps=2)
 @pytest.fixture(scope="session")
 def aligned(preference_folder, sft_checkpoint, tmp_path_factory):
     """Folders of checkpoints of two betas."""
-    from overopt.data.datamodule import PreferenceDataModule
-
     root = tmp_path_factory.mktemp("aligned")
     folders = []
     for beta in BETAS:
         folders.append(root / f"beta{beta}" / "checkpoints")
-        data = PreferenceDataModule(
-            "jsonl",
-            str(preference_folder),
-            examples="preferences",
-            tokenizer=str(sft_checkpoint),
-            max_prompt_tokens=48,
-            max_response_tokens=24,
-            batch_size=6,
-            evaluation_fraction=0.3,
-            cache_dir=str(root / "cache"),
-        )
+        pairs = {"examples": "preferences", "tokenizer": str(sft_checkpoint), "batch_size": 6}
+        data = tiny_data(preference_folder, root / "cache", **pairs)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             schedule = CheckpointSchedule(str(folders[-1]), examples=[12])
