@@ -76,13 +76,15 @@ class StopAfter(Callback):
 def tiny_data(folder: Path, cache: Path, **changes: Any) -> PreferenceDataModule:
     """The texts of :func:`sampled_pairs` as labelled pairs in ``folder``, not set up; arguments change its settings."""
     settings = {
+        "source": "jsonl",
+        "path": str(folder),
         "vocab_size": 300,
         "max_prompt_tokens": 48,
         "max_response_tokens": 24,
         "evaluation_fraction": 0.3,
         "cache_dir": str(cache),
     }
-    return PreferenceDataModule("jsonl", str(folder), **settings | changes)
+    return PreferenceDataModule(**settings | changes)
 
 
 def quiet_trainer(root: Path, **changes: Any) -> Trainer:
