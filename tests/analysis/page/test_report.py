@@ -102,7 +102,7 @@ def test_the_report_opens_with_the_answer_and_says_how_sure_it_is(make_points, t
         "independent",
     ):
         assert told in page.text
-    assert [tag for tag, _ in page.tags].count("svg") == 3
+    assert [tag for tag, _ in page.tags].count("svg") == 4
     assert sum(tag == "tr" for tag, _ in page.tags) > len(points)
 
 
@@ -131,7 +131,7 @@ def test_the_same_points_give_the_same_files_and_nothing_else_is_left(make_point
     assert files[0] == files[1]
     tables = {f"{name}.csv" for name in ("points", "fits", "intervals", "falls", "law_comparison", "claims")}
     assert tables <= files[0].keys()
-    assert len(files[0]) == 1 + 10 + 6  # the page, tables, three figures
+    assert len(files[0]) == 1 + 12 + 6  # the page, tables, three figures
     assert not any(Path(name).name.startswith(".") for name in files[0])
 
 

@@ -171,7 +171,15 @@ def draw_error_bars(ax: Axes, dots: pd.DataFrame, x: str, y: str, style: DotStyl
 
 
 def draw_dots(
-    ax: Axes, dots: pd.DataFrame, x: str, y: str, style: DotStyle, *, filled: bool = True, size: float = 7.0
+    ax: Axes,
+    dots: pd.DataFrame,
+    x: str,
+    y: str,
+    style: DotStyle,
+    *,
+    filled: bool = True,
+    size: float = 7.0,
+    alpha: float = 1.0,
 ) -> None:
     """A dot for each row of ``dots``, by its columns ``x`` and ``y``, with the gid of its checkpoint.
 
@@ -187,6 +195,7 @@ def draw_dots(
             markerfacecolor=style.color if filled else "white",
             markeredgecolor="white" if filled else style.color,
             markeredgewidth=0.5 if filled else 1.3,
+            alpha=alpha,
             gid=checkpoint_gid(str(dot["run_id"]), int(dot["examples_seen"])) if dot["run_id"] else None,
             zorder=5 if filled else 4,
         )
