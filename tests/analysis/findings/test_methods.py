@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from analysis.conftest import LOGITS, METHODS, make_best_of_n, make_methods
 from overopt.analysis.findings.claim import mean_estimate
 from overopt.analysis.findings.method_curves import MethodCurve, SeedPoints, method_points, seed_peaks
 from overopt.analysis.findings.method_names import baseline, family
 from overopt.analysis.findings.methods import COLUMNS, EFFECT_COLUMNS, compare_methods, paired_effects
-from tests.analysis.conftest import LOGITS, METHODS, make_best_of_n, make_methods
 
 LAW, OTHER = (0.16, 0.09), (0.17, 0.075)
 PLACE, HEIGHT = math.exp(0.16 / 0.09 - 1), 0.09 * math.exp(0.16 / 0.09 - 1)

@@ -20,7 +20,6 @@ from overopt.analysis.figures.style import (
     draw_dots,
     grid_of_axes,
     models_by_size,
-    objective_title,
     share_range,
 )
 from overopt.analysis.findings.method_curves import (
@@ -31,7 +30,8 @@ from overopt.analysis.findings.method_curves import (
     method_points,
     seed_band,
 )
-from overopt.analysis.findings.method_names import ANCHOR, FAMILIES, Family, family
+from overopt.analysis.findings.method_names import ANCHOR, FAMILIES, Family, family, in_order
+from overopt.analysis.laws.curves import objective_title
 
 # Okabe and Ito 2008, without yellow, which is not seen on white; neighbours differ in lightness.
 _COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#882255", "#cc79a7", "#1f2328")
@@ -112,7 +112,7 @@ def method_panels(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -
     for model in [model for model in models if model in compared_models(table)]:
         rows = table[table["model"] == model]
         by_family: dict[Family, list[str]] = {}
-        for method in sorted(rows["method"].unique(), key=lambda method: (method != ANCHOR, method)):
+        for method in in_order(rows["method"].unique()):
             by_family.setdefault(family(method), []).append(method)
         for kind, (row, measures) in itertools.product(FAMILIES, ROWS.items()):
             methods = by_family.get(kind, [])

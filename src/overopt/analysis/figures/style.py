@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from overopt.analysis.laws.curves import OBJECTIVE_NAMES
+from overopt.analysis.laws.curves import objective_title
 from overopt.checkpoints.whole_file import whole_file
 
 INK, MUTED = "#1f2328", "#6b7280"
@@ -120,16 +120,6 @@ def models_by_size(points: pd.DataFrame) -> list[str]:
     counts = points["num_parameters"] if "num_parameters" in points else pd.Series(math.nan, points.index)
     sizes = pd.to_numeric(counts).astype("Float64").groupby(points["model"].astype(str)).max().fillna(-1.0)
     return sorted(sizes.index, key=lambda model: (float(sizes[model]), model))
-
-
-def objective_title(objective: str) -> str:
-    """An objective as people write it.
-
-    >>> objective_title("dpo, length penalty 0.01")
-    'DPO, length penalty 0.01'
-    """
-    name, comma, rest = objective.partition(",")
-    return OBJECTIVE_NAMES.get(name, name) + comma + rest
 
 
 def title_panel(ax: Axes, objective: str, detail: str) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from overopt.analysis.findings.claim import mean_estimate
 from overopt.analysis.findings.falls import transients
+from overopt.analysis.findings.method_names import in_order
 from overopt.analysis.laws.curves import curves_of
 from overopt.analysis.laws.intervals import Estimate, t_quantile
 from overopt.analysis.laws.laws import distance
@@ -45,8 +46,8 @@ class MethodPoints(NamedTuple):
     transients: pd.DataFrame
 
     def methods(self, model: str) -> list[str]:
-        """Of a model, in the order of the alphabet."""
-        return sorted(self.table.loc[self.table["model"] == model, "method"].unique())
+        """Of a model, by family."""
+        return in_order(self.table.loc[self.table["model"] == model, "method"].unique())
 
 
 def method_points(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> MethodPoints:

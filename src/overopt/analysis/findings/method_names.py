@@ -1,7 +1,7 @@
 """What kind of method an objective's name in the points table stands for, and which method it is a variant of."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Literal, get_args
 
 Family = Literal["direct alignment", "mitigations", "RLHF and best-of-n"]
@@ -23,6 +23,15 @@ def family(method: str) -> Family:
     if head in (*_POLICY_GRADIENTS, *_BEST_OF_N):
         return "RLHF and best-of-n"
     return "mitigations" if rest else "direct alignment"
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """By family, plain DPO first, then by name.
+
+    >>> in_order(["rloo", "dpo, chi_squared link", "cdpo", "dpo"])
+    ['dpo', 'cdpo', 'dpo, chi_squared link', 'rloo']
+    """
+    return sorted(methods, key=lambda method: (FAMILIES.index(family(method)), method != ANCHOR, method))
 
 
 def baseline(method: str, methods: Collection[str]) -> str | None:

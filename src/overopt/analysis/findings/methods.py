@@ -151,7 +151,7 @@ def _row(found: MethodPoints, model: str, method: str, target: str, curve: Metho
     best = best_checkpoint(rows, target)
     row["best_beta"], row["best_step"] = best["beta"].iloc[0], best["step"].iloc[0]
     for cost in COSTS:
-        row |= _columns(cost, mean_estimate(best[cost].to_numpy(float)))
+        row |= _columns(cost, scattered_mean(best[cost].dropna().to_numpy(float)))
     if curve is None:
         return row
     peaks = seed_peaks(curve)
@@ -268,11 +268,13 @@ def _verdict(found: Estimate) -> str:
 
 def scattered_mean(values: Float[np.ndarray, " seed"]) -> Estimate:
     """As :func:`mean_estimate`, without an interval where all seeds agree to rounding: that is no certainty."""
-    return mean_estimate(values) if _scattered(values) else Estimate(float(np.mean(values)))
+    return (
+        mean_estimate(values) if _scattered(values) else Estimate(float(np.mean(values)) if len(values) else math.nan)
+    )
 
 
 def _scattered(values: Float[np.ndarray, " seed"]) -> bool:
-    return bool(np.ptp(values) > 1e-9 * np.abs(values).max())
+    return len(values) > 0 and bool(np.ptp(values) > 1e-9 * np.abs(values).max())
 
 
 def _p_value(differences: Float[np.ndarray, " seed"]) -> float:

@@ -1,8 +1,8 @@
 """A curve that follows its points where a law does not: the log law, and local averages of what it misses.
 
 The law alone has two coefficients: how steeply it falls is fixed by where it peaks, so that a policy which falls more
-steeply pulls the peak's height and place with it (on our own grids by 0.03 win rate and a third of the distance).
-Averages alone know nothing of the reference and need many checkpoints. Here the law carries the curve through the
+steeply pulls the peak's height and place with it (on a curve like our grids' DPO by 0.03 win rate and a third of the
+way). Averages alone know nothing of the reference and need many checkpoints. Here the law carries the curve through the
 reference and across gaps, and where there are points, the weighted mean of what it misses is added. Left-out betas of
 our grids are predicted with a tenth less error than by the law, mean over curves; more averaging would predict them a
 little better still, and flatten peaks.

@@ -9,7 +9,8 @@ import pandas as pd
 
 from overopt.analysis.laws.curves import R0Setting, group_name
 from overopt.analysis.page.number_text import fixed, interval_text, number_text, squared
-from overopt.analysis.page.page import Drawing, inline_svg, report_page
+from overopt.analysis.page.page import inline_svg, report_page
+from overopt.analysis.page.page_content import Drawing
 from overopt.analysis.page.response_samples import samples
 from overopt.analysis.page.tables import RunPages, fitted, fitted_coefficients, table_rows
 from overopt.analysis.study import analyse
