@@ -9,6 +9,7 @@ from overopt.analysis.advice.advice_text import AdviceSection, advice_section
 from overopt.analysis.findings.claim import Claim, claims_table
 from overopt.analysis.findings.claims import paper_claims
 from overopt.analysis.findings.falls import fall_tests
+from overopt.analysis.findings.methods import Methods, compare_methods
 from overopt.analysis.findings.over_optimization import OverOptimization, over_optimization
 from overopt.analysis.findings.rank_correlation import rank_correlations
 from overopt.analysis.laws.curves import Curves, R0Setting, curves_of, require_columns
@@ -33,6 +34,8 @@ class StudyAnalysis:
         rank_correlations: of accuracy and loss with win rate.
         claims: the paper's.
         advice: what to ship and what to try.
+        methods: every method beside the others, best-of-n among them.
+        best_of_n: as they were given; in nothing but ``methods``.
     """
 
     points: pd.DataFrame
@@ -46,6 +49,8 @@ class StudyAnalysis:
     rank_correlations: pd.DataFrame
     claims: list[Claim]
     advice: AdviceSection
+    methods: Methods
+    best_of_n: pd.DataFrame | None = None
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -61,6 +66,9 @@ class StudyAnalysis:
             "size_trends": self.trends,
             "rank_correlations": self.rank_correlations,
             "claims": claims_table(self.claims),
+            "methods": self.methods.table,
+            "method_effects": self.methods.effects,
+            **({} if self.best_of_n is None or self.best_of_n.empty else {"best_of_n": self.best_of_n}),
         }
 
 
@@ -68,6 +76,7 @@ def analyse(
     points: pd.DataFrame,
     completions: pd.DataFrame | None = None,
     *,
+    best_of_n: pd.DataFrame | None = None,
     r0: R0Setting = "measured",
     errors_in_d: bool = False,
     notes: Sequence[str] = (),
@@ -77,6 +86,8 @@ def analyse(
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         completions: as for :func:`overopt.analysis.laws.curves.curves_of`.
+        best_of_n: rows as :func:`overopt.tracking.best_of_n_points.read_best_of_n` gives them; they enter the
+            comparison of methods alone.
         r0: win rate at d = 0: the reference's own, a fitted one, or 0 (Eq. 5 as printed). Tests of falls and of equal
             coefficients, and claims, take the reference's own.
         errors_in_d: add fits by orthogonal distance regression.
@@ -116,4 +127,6 @@ def analyse(
         rank_correlations=rank_correlations(points),
         claims=paper_claims(points, curves, falls, comparison.laws),
         advice=advice_section(points, completions),
+        methods=compare_methods(points, best_of_n),
+        best_of_n=best_of_n,
     )

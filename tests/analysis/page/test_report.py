@@ -102,7 +102,7 @@ def test_the_report_opens_with_the_answer_and_says_how_sure_it_is(make_points, t
         "independent",
     ):
         assert told in page.text
-    assert [tag for tag, _ in page.tags].count("svg") == 3
+    assert [tag for tag, _ in page.tags].count("svg") == 4
     assert sum(tag == "tr" for tag, _ in page.tags) > len(points)
 
 
@@ -131,7 +131,7 @@ def test_the_same_points_give_the_same_files_and_nothing_else_is_left(make_point
     assert files[0] == files[1]
     tables = {f"{name}.csv" for name in ("points", "fits", "intervals", "falls", "law_comparison", "claims")}
     assert tables <= files[0].keys()
-    assert len(files[0]) == 1 + 10 + 6  # the page, tables, three figures
+    assert len(files[0]) == 1 + 12 + 6  # the page, tables, three figures
     assert not any(Path(name).name.startswith(".") for name in files[0])
 
 
@@ -251,6 +251,33 @@ def test_samples_show_the_lowest_the_best_and_the_highest_kl_side_by_side(writte
         chosen = trained.loc[index]
         assert f"from {chosen['run_id']} at {chosen['examples_seen']}" in written.page.text
     assert "6 prompts" in written.page.text  # counted, since nobody said how many
+
+
+def test_several_methods_have_a_section_with_their_figure_and_best_of_n_enters_nothing_else(
+    make_methods, make_best_of_n, tmp_path: Path
+) -> None:
+    points, best_of_n = make_methods(), make_best_of_n()
+    paths = write_report(points, tmp_path / "with", best_of_n=best_of_n)
+    page = Page(paths.html.read_text(encoding="utf-8"))
+    ids = {attributes.get("id") for _, attributes in page.tags}
+    assert {"by-method", "methods", "methods-win-rate", "methods-gold-reward", "method-effects-win-rate"} <= ids
+    assert "The proxy still rises while quality falls, beyond what seeds differ by: DPO; IPO;" in page.text
+    assert "best of n, proxy 0.4M on 256 pairs" in page.text
+    assert tmp_path / "with" / "figures" / "methods.svg" in paths.figures
+    table = pd.read_csv(paths.tables["methods"])
+    assert table["method"].nunique() == points["objective"].nunique() + 1
+    assert len(pd.read_csv(paths.tables["best_of_n"])) == len(best_of_n)
+    alone = write_report(points, tmp_path / "without")
+    for name in set(alone.tables) - {"methods", "method_effects"}:
+        assert alone.tables[name].read_bytes() == paths.tables[name].read_bytes(), name
+    assert "best of n" not in alone.html.read_text(encoding="utf-8")
+
+
+def test_one_method_has_no_such_section(written: Written) -> None:
+    assert "by-method" not in {attributes.get("id") for _, attributes in written.page.tags}
+    assert "is left out: no model was aligned by more than one method" in written.page.text
+    assert len(pd.read_csv(written.paths.tables["methods"])) == 1
+    assert pd.read_csv(written.paths.tables["method_effects"]).empty
 
 
 def test_one_beta_gives_a_report_without_curves_that_says_why(make_points, tmp_path: Path) -> None:

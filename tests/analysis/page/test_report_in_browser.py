@@ -41,10 +41,10 @@ def points(make_points: Any) -> pd.DataFrame:
     return points
 
 
-def draw_dots(points: pd.DataFrame, fits: pd.DataFrame) -> Figure:
+def draw_dots(tables: catalogue.FigureTables) -> Figure:
     figure = Figure(figsize=(6, 4))
     ax = figure.subplots()
-    for point in points.to_dict("records"):
+    for point in tables.points.to_dict("records"):
         gid = f"checkpoint:{point['run_id']}:{point['examples_seen']}"
         ax.plot([point["examples_seen"] + 500 * int(point["run_id"], 16)], [point["kl_nats"]], "o", gid=gid)
     return figure

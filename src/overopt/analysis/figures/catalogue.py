@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from overopt.analysis.figures.length_extrapolation import draw_length_extrapolation, missing_length_extrapolation
 from overopt.analysis.figures.length_regularization import draw_length_regularization, missing_length_regularization
 from overopt.analysis.figures.likelihoods import draw_likelihoods, missing_likelihoods
+from overopt.analysis.figures.methods import draw_methods, missing_methods
 from overopt.analysis.figures.missing import missing_measurements
 from overopt.analysis.figures.reward_metrics import draw_reward_metrics, missing_reward_metrics
 from overopt.analysis.figures.training_dynamics import (
@@ -20,6 +22,20 @@ from overopt.analysis.figures.training_dynamics import (
 from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_forward_kl, draw_win_rate_vs_kl
 
 
+class FigureTables(NamedTuple):
+    """What figures are drawn from.
+
+    Attributes:
+        points: rows as :func:`overopt.tracking.tables.read_points` gives them.
+        fits: the table of :func:`overopt.analysis.laws.fit_tables.fit_points`.
+        best_of_n: rows as :func:`overopt.tracking.best_of_n_points.read_best_of_n` gives them, where there are any.
+    """
+
+    points: pd.DataFrame
+    fits: pd.DataFrame
+    best_of_n: pd.DataFrame | None = None
+
+
 @dataclass(frozen=True)
 class PaperFigure:
     """One figure of the report.
@@ -28,16 +44,16 @@ class PaperFigure:
         stem: name of its files, without an extension.
         title: what it shows, in a few words.
         caption: how to read it, in plain words.
-        draw: the points and fits tables -> axes. Call it inside
-            :func:`overopt.analysis.figures.style.drawing`, and only where nothing is missing.
-        missing: the points -> what they lack for this figure, in words; empty if it can be drawn.
+        draw: tables -> axes. Call it inside :func:`overopt.analysis.figures.style.drawing`, and only where nothing is
+            missing.
+        missing: what the tables lack for this figure, in words; empty if it can be drawn.
     """
 
     stem: str
     title: str
     caption: str
-    draw: Callable[[pd.DataFrame, pd.DataFrame], Figure]
-    missing: Callable[[pd.DataFrame], str]
+    draw: Callable[[FigureTables], Figure]
+    missing: Callable[[FigureTables], str]
 
 
 FIGURES: dict[str, PaperFigure] = {
@@ -52,8 +68,8 @@ FIGURES: dict[str, PaperFigure] = {
             "there, moving further costs quality. A question mark says that the points do not rule out a "
             "peak beyond them."
         ),
-        draw=draw_win_rate_vs_kl,
-        missing=lambda points: missing_measurements(points, "kl_nats", "win_rate"),
+        draw=lambda tables: draw_win_rate_vs_kl(tables.points, tables.fits),
+        missing=lambda tables: missing_measurements(tables.points, "kl_nats", "win_rate"),
     ),
     "fig02": PaperFigure(
         stem="fig02_training_dynamics",
@@ -63,8 +79,8 @@ FIGURES: dict[str, PaperFigure] = {
             "of divergence). Bands are 95% intervals over prompts. A line that bends down above while it still "
             "rises below is over-optimizing; a dip that training recovers from is not."
         ),
-        draw=draw_largest_model,
-        missing=missing_training_dynamics,
+        draw=lambda tables: draw_largest_model(tables.points, tables.fits),
+        missing=lambda tables: missing_training_dynamics(tables.points),
     ),
     "fig03_left": PaperFigure(
         stem="fig03_left_length_regularization",
@@ -75,8 +91,8 @@ FIGURES: dict[str, PaperFigure] = {
             "checkpoints, dotted the reference's own win rate; marks along the bottom show where each line "
             "peaks, with 95% intervals. A penalty that cured over-optimization would take the fall away."
         ),
-        draw=draw_length_regularization,
-        missing=missing_length_regularization,
+        draw=lambda tables: draw_length_regularization(tables.points, tables.fits),
+        missing=lambda tables: missing_length_regularization(tables.points),
     ),
     "fig03_right": PaperFigure(
         stem="fig03_right_length_extrapolation",
@@ -88,8 +104,8 @@ FIGURES: dict[str, PaperFigure] = {
             "from 0, so that it is high as soon as all log ratios have one sign. Lines join medians of groups "
             "of checkpoints with like KL. The paper finds smaller models higher, and small KL higher than large."
         ),
-        draw=draw_length_extrapolation,
-        missing=missing_length_extrapolation,
+        draw=lambda tables: draw_length_extrapolation(tables.points, tables.fits),
+        missing=lambda tables: missing_length_extrapolation(tables.points),
     ),
     "fig04": PaperFigure(
         stem="fig04_reward_metrics",
@@ -101,8 +117,8 @@ FIGURES: dict[str, PaperFigure] = {
             "their 95% intervals draw whole runs again and again, since the checkpoints of a run are alike. A "
             "correlation over all sizes that vanishes within each only says that larger models do better."
         ),
-        draw=draw_reward_metrics,
-        missing=missing_reward_metrics,
+        draw=lambda tables: draw_reward_metrics(tables.points, tables.fits),
+        missing=lambda tables: missing_reward_metrics(tables.points),
     ),
     "fig05": PaperFigure(
         stem="fig05_win_rate_vs_forward_kl",
@@ -112,15 +128,15 @@ FIGURES: dict[str, PaperFigure] = {
             "of held-out pairs than the reference does. A hump says that some loss of likelihood comes with "
             "better responses, and too much with worse."
         ),
-        draw=draw_win_rate_vs_forward_kl,
-        missing=lambda points: missing_measurements(points, "forward_kl_nats", "win_rate"),
+        draw=lambda tables: draw_win_rate_vs_forward_kl(tables.points, tables.fits),
+        missing=lambda tables: missing_measurements(tables.points, "forward_kl_nats", "win_rate"),
     ),
     "fig08": PaperFigure(
         stem="fig08_training_dynamics_of_smaller_models",
         title="Win rate and divergence during training, smaller models",
         caption="As fig02, for the models that it does not show, small to large.",
-        draw=draw_smaller_models,
-        missing=missing_smaller_models,
+        draw=lambda tables: draw_smaller_models(tables.points, tables.fits),
+        missing=lambda tables: missing_smaller_models(tables.points),
     ),
     "sec35_likelihoods": PaperFigure(
         stem="sec35_likelihoods",
@@ -132,8 +148,22 @@ FIGURES: dict[str, PaperFigure] = {
             "them is what it optimizes. The fall of the chosen is the forward KL, and fig05 shows the win rate "
             "against it."
         ),
-        draw=draw_likelihoods,
-        missing=missing_likelihoods,
+        draw=lambda tables: draw_likelihoods(tables.points, tables.fits),
+        missing=lambda tables: missing_likelihoods(tables.points),
+    ),
+    "methods": PaperFigure(
+        stem="methods",
+        title="Methods against divergence: gold and proxy reward, and win rate",
+        caption=(
+            "Above: how much better than the reference's the responses are by the gold reward (solid, what counts) "
+            "and by the proxy (dashed, a reward model of the same preferences as the policy's). A dashed line that "
+            "still rises where its solid one falls is over-optimization: the policy gets better at pleasing the proxy "
+            "only. Below: the win rate. Lines are means over seeds of smooth curves through the reference, as far as "
+            "every seed went; bands are 95% intervals over seeds, from three seeds on. Faint dots are checkpoints, "
+            "hollow by the proxy; of best-of-n, an n. Plain DPO is repeated in grey."
+        ),
+        draw=lambda tables: draw_methods(tables.points, tables.best_of_n),
+        missing=lambda tables: missing_methods(tables.points, tables.best_of_n),
     ),
 }
-"""Names are the paper's figure and section numbers."""
+"""Names are the paper's figure and section numbers, where it has the figure."""

@@ -16,10 +16,10 @@ from overopt.analysis.figures.style import (
     grid_of_axes,
     label_rows,
     log_scale,
-    objective_title,
     style_handles,
     title_panel,
 )
+from overopt.analysis.laws.curves import objective_title
 
 REGULARISER_NAMES = {"none": "none", "nll": "NLL of chosen", "kl": "on-policy KL", "chi_squared": "chi-squared"}
 _COLORS = {"none": INK, "nll": "#0072b2", "kl": "#c2410c", "chi_squared": "#7c3aed"}

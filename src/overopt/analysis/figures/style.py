@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from overopt.analysis.laws.curves import OBJECTIVE_NAMES
+from overopt.analysis.laws.curves import objective_title
 from overopt.checkpoints.whole_file import whole_file
 
 INK, MUTED = "#1f2328", "#6b7280"
@@ -122,16 +122,6 @@ def models_by_size(points: pd.DataFrame) -> list[str]:
     return sorted(sizes.index, key=lambda model: (float(sizes[model]), model))
 
 
-def objective_title(objective: str) -> str:
-    """An objective as people write it.
-
-    >>> objective_title("dpo, length penalty 0.01")
-    'DPO, length penalty 0.01'
-    """
-    name, comma, rest = objective.partition(",")
-    return OBJECTIVE_NAMES.get(name, name) + comma + rest
-
-
 def title_panel(ax: Axes, objective: str, detail: str) -> None:
     """The objective in bold at the left and a detail at the right, below it where both would not fit a line."""
     title = objective_title(objective)
@@ -171,7 +161,15 @@ def draw_error_bars(ax: Axes, dots: pd.DataFrame, x: str, y: str, style: DotStyl
 
 
 def draw_dots(
-    ax: Axes, dots: pd.DataFrame, x: str, y: str, style: DotStyle, *, filled: bool = True, size: float = 7.0
+    ax: Axes,
+    dots: pd.DataFrame,
+    x: str,
+    y: str,
+    style: DotStyle,
+    *,
+    filled: bool = True,
+    size: float = 7.0,
+    alpha: float = 1.0,
 ) -> None:
     """A dot for each row of ``dots``, by its columns ``x`` and ``y``, with the gid of its checkpoint.
 
@@ -187,6 +185,7 @@ def draw_dots(
             markerfacecolor=style.color if filled else "white",
             markeredgecolor="white" if filled else style.color,
             markeredgewidth=0.5 if filled else 1.3,
+            alpha=alpha,
             gid=checkpoint_gid(str(dot["run_id"]), int(dot["examples_seen"])) if dot["run_id"] else None,
             zorder=5 if filled else 4,
         )

@@ -28,9 +28,9 @@ from overopt.analysis.figures.style import (
     label_rows,
     log_scale,
     log_ticks,
-    objective_title,
     style_handles,
 )
+from overopt.analysis.laws.curves import objective_title
 
 END = "■"
 """Stands for the end of text, which is no text."""

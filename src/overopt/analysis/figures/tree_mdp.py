@@ -14,10 +14,10 @@ from overopt.analysis.figures.style import (
     beta_styles,
     grid_of_axes,
     label_rows,
-    objective_title,
     share_range,
     style_handles,
 )
+from overopt.analysis.laws.curves import objective_title
 
 # The paper's numbers of the figures that show one objective and beta.
 PAPER_FIGURES = {

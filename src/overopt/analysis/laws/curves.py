@@ -264,6 +264,16 @@ def group_name(objective: str, model: str) -> str:
     return f"{OBJECTIVE_NAMES.get(objective, objective)}, {model}"
 
 
+def objective_title(objective: str) -> str:
+    """An objective as people write it.
+
+    >>> objective_title("dpo, length penalty 0.01")
+    'DPO, length penalty 0.01'
+    """
+    name, comma, rest = objective.partition(",")
+    return OBJECTIVE_NAMES.get(name, name) + comma + rest
+
+
 def require_columns(points: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse a table that lacks columns.
 

@@ -5,7 +5,6 @@ import hashlib
 import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from overopt.analysis.page import words
@@ -17,7 +16,8 @@ from overopt.analysis.page.comparison_tables import (
     shared_table,
     trend_table,
 )
-from overopt.analysis.page.page_content import PageSection
+from overopt.analysis.page.method_tables import method_tables
+from overopt.analysis.page.page_content import Drawing, PageSection
 from overopt.analysis.page.response_samples import Samples
 from overopt.analysis.page.tables import (
     RunPages,
@@ -32,23 +32,8 @@ from overopt.analysis.study import StudyAnalysis
 _FOLDER = Path(__file__).parent
 # Pixels a point of a figure's file: the smallest at which its labels can be read, and the largest.
 _SMALLEST, _LARGEST = 0.85, 1.6
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure on the page.
-
-    Attributes:
-        name: its anchor.
-        title: what it shows.
-        caption: how to read it.
-        svg: an element that :func:`inline_svg` made.
-    """
-
-    name: str
-    title: str
-    caption: str
-    svg: str
+# Figures that stand in a section of their own subject.
+_PLACED = ("methods",)
 
 
 def report_page(
@@ -76,8 +61,8 @@ def report_page(
         answer_table=answer_table(study.facts),
         certainty=words.certainty(study.points, study.facts, num_prompts, by_prompt=by_prompt),
         notes=notes,
-        drawings=drawings,
-        opening=list(_opening(study)),
+        drawings=[drawing for drawing in drawings if drawing.name not in _PLACED],
+        opening=list(_opening(study, [drawing for drawing in drawings if drawing.name in _PLACED])),
         analysis=list(_analysis(study)),
         samples=samples,
         appendix=appendix,
@@ -86,11 +71,13 @@ def report_page(
     )
 
 
-def _opening(study: StudyAnalysis) -> Iterator[PageSection]:
+def _opening(study: StudyAnalysis, drawings: Sequence[Drawing]) -> Iterator[PageSection]:
     advice = study.advice
     tables = [advice_table(advice)] if advice.rows else []
     yield PageSection("advice", "What to use", [*words.advice(), *advice.refused], tables)
     yield PageSection("claims", "What the paper claims", [words.claims(study.claims)], [claim_table(study.claims)])
+    if study.methods.compared:
+        yield PageSection("by-method", "Methods", words.methods(study.methods), method_tables(study.methods), drawings)
 
 
 def _analysis(study: StudyAnalysis) -> Iterator[PageSection]:
@@ -109,7 +96,7 @@ def _analysis(study: StudyAnalysis) -> Iterator[PageSection]:
         yield PageSection("coefficients", "Coefficients across curves", words.shared(), tables)
 
 
-def _render(*, drawings: Sequence[Drawing], **content: object) -> str:
+def _render(**content: object) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -126,7 +113,6 @@ def _render(*, drawings: Sequence[Drawing], **content: object) -> str:
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=script_hash(script),
-        drawings=[{**vars(drawing), "svg": Markup(drawing.svg)} for drawing in drawings],
         **content,
     )
 

@@ -89,6 +89,23 @@ class PageTable:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A figure on the page.
+
+    Attributes:
+        name: its anchor.
+        title: what it shows.
+        caption: how to read it.
+        svg: an element that :func:`overopt.analysis.page.page.inline_svg` made.
+    """
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class PageSection:
     """A part of the page with an entry of its own among the contents.
 
@@ -97,12 +114,14 @@ class PageSection:
         title: its heading.
         sentences: each a paragraph.
         tables: in this order.
+        drawings: between the sentences and the tables.
     """
 
     anchor: str
     title: str
     sentences: Sequence[str] = ()
     tables: Sequence[PageTable] = field(default_factory=tuple)
+    drawings: Sequence[Drawing] = field(default_factory=tuple)
 
 
 def number_cell(value: Any, template: str = "{:.3g}") -> TableCell:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from overopt.analysis.laws.curves import R0Setting, group_name
 from overopt.analysis.page.number_text import fixed, interval_text, number_text, squared
-from overopt.analysis.page.page import Drawing, inline_svg, report_page
+from overopt.analysis.page.page import inline_svg, report_page
+from overopt.analysis.page.page_content import Drawing
 from overopt.analysis.page.response_samples import samples
 from overopt.analysis.page.tables import RunPages, fitted, fitted_coefficients, table_rows
 from overopt.analysis.study import analyse
@@ -33,6 +34,7 @@ def write_report(
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
     completions: pd.DataFrame | None = None,
+    best_of_n: pd.DataFrame | None = None,
     num_prompts: int | None = None,
     runs: RunPages | None = None,
     r0: R0Setting = "measured",
@@ -49,6 +51,8 @@ def write_report(
         provenance: how it was made, such as command, commit and versions; shown as it is.
         completions: sampled responses, for intervals and to be shown side by side: run_id, examples_seen, prompt_id,
             prompt and response, and opponent, win_probability and log-probabilities where they exist.
+        best_of_n: rows as :func:`overopt.tracking.best_of_n_points.read_best_of_n` gives them, to stand beside the
+            methods; they enter no curve, law or advice.
         num_prompts: prompts behind each win rate; counted in ``completions`` by default, and otherwise not
             stated.
         runs: what the runs are called and where they are shown; the page has no links without it.
@@ -60,11 +64,11 @@ def write_report(
     """
     if completions is not None and completions.empty:
         completions = None
-    study = analyse(points, completions, r0=r0, errors_in_d=errors_in_d, notes=notes)
+    study = analyse(points, completions, best_of_n=best_of_n, r0=r0, errors_in_d=errors_in_d, notes=notes)
     if num_prompts is None and completions is not None:
         num_prompts = int(completions["prompt_id"].nunique())
 
-    figures, drawings, left_out = _write_figures(points, study.fits.table, out / "figures")
+    figures, drawings, left_out = _write_figures(points, study.fits.table, best_of_n, out / "figures")
     tables = {name: _replace(out / f"{name}.csv", _csv(table)) for name, table in study.tables.items()}
     page = report_page(
         study=study,
@@ -118,23 +122,24 @@ def _csv(table: pd.DataFrame) -> bytes:
 
 
 def _write_figures(
-    points: pd.DataFrame, fits: pd.DataFrame, folder: Path
+    points: pd.DataFrame, fits: pd.DataFrame, best_of_n: pd.DataFrame | None, folder: Path
 ) -> tuple[list[Path], list[Drawing], list[str]]:
     """Files of the figures, their drawings for the page, and why others are left out."""
     # Here, since matplotlib takes longer to import than all else that reads a table.
-    from overopt.analysis.figures.catalogue import FIGURES
+    from overopt.analysis.figures.catalogue import FIGURES, FigureTables
     from overopt.analysis.figures.style import drawing, rendered
 
+    tables = FigureTables(points, fits, best_of_n)
     paths, drawings, left_out = [], [], []
     for name, figure in FIGURES.items():
         files = {kind: folder / f"{figure.stem}.{kind}" for kind in ("svg", "png")}
-        if missing := figure.missing(points):
+        if missing := figure.missing(tables):
             left_out.append(f"{figure.title} ({name}) is left out: {missing}")
             for path in files.values():
                 path.unlink(missing_ok=True)  # of an earlier report
             continue
         with drawing():
-            drawn = figure.draw(points, fits)
+            drawn = figure.draw(tables)
             content = {kind: rendered(drawn, kind) for kind in files}
         paths += [_replace(path, content[kind]) for kind, path in files.items()]
         svg = inline_svg(content["svg"].decode(), name, figure.title)

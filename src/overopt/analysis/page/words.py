@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from overopt.analysis.findings.claim import Claim
+from overopt.analysis.findings.methods import Methods
 from overopt.analysis.findings.over_optimization import OverOptimization
-from overopt.analysis.laws.curves import OBJECTIVE_NAMES
+from overopt.analysis.laws.curves import OBJECTIVE_NAMES, objective_title
 from overopt.analysis.laws.intervals import CONFIDENCE, NORMAL_QUANTILE
 from overopt.analysis.laws.laws import LAWS, saturating
 from overopt.analysis.laws.model_comparison import Comparison
@@ -163,6 +164,44 @@ def claims(found: Sequence[Claim]) -> str:
         f"On this grid {counts[0]} of the paper's claims hold, {counts[1]} do not, and {counts[2]} can't be decided. "
         "Each has a rule that does not look at the grid; the estimate's interval is held against it."
     )
+
+
+def methods(found: Methods) -> list[str]:
+    """What gold and proxy are, and what they did."""
+    gold = found.table[found.table["proxy_at_peak"].notna()]
+    # By the gold reward where there is one, else by the win rate.
+    gold = gold[gold["measure"] == "gold_reward"] if (gold["measure"] == "gold_reward").any() else gold
+    sentences = [
+        "The gold reward stands for what people want; in a study like this one it is a model that drew the labels of "
+        "all preferences, and no policy sees it. The proxy is a reward model fitted to a few of those labels, as a "
+        "policy of direct alignment is itself. Over-optimization is what the proxy cannot see: it still rises while "
+        "the gold reward falls. All of a method's betas and checkpoints lie on one curve against √KL, how far the "
+        "policy went.",
+    ]
+    if len(gold):
+        sentences.append(_goodhart(gold))
+    return sentences
+
+
+def _goodhart(rows: pd.DataFrame) -> str:
+    """Where the proxy rises while quality falls; a sentence that names the methods."""
+    told = {
+        "yes": "The proxy still rises while quality falls, beyond what seeds differ by: ",
+        "undecided": "Not to be told from chance, or with fewer than three seeds: ",
+        "no": "Not so, since quality rises again or the proxy falls too: ",
+        "not reached": "Quality is highest at the furthest measured: ",
+    }
+    models = rows["model"].nunique()
+    parts = []
+    for verdict, text in told.items():
+        kept = rows[rows["goodhart"] == verdict]
+        if len(kept):
+            names = [
+                objective_title(str(row["method"])) + f" ({row['model']})" * (models > 1)
+                for row in kept.to_dict("records")
+            ]
+            parts.append(text + "; ".join(names) + ".")
+    return " ".join(parts)
 
 
 def shared() -> list[str]:

@@ -1,0 +1,68 @@
+"""What kind of method an objective's name in the points table stands for, and which method it is a variant of."""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Literal, get_args
+
+Family = Literal["direct alignment", "mitigations", "RLHF and best-of-n"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+ANCHOR = "dpo"
+"""What a method is held against that is no variant of another."""
+_POLICY_GRADIENTS = ("rloo", "reinforce", "ppo")
+_BEST_OF_N = ("best of n", "best_of_n")
+_SEVERAL = re.compile(r"[^,]+ of \d+ (?:prox(?:y|ies)|reward models)\b ?(?P<kind>[^,]*)")
+
+
+def family(method: str) -> Family:
+    """The kind of a method.
+
+    >>> family("ipo"), family("dpo, length penalty 0.02"), family("best of n, proxy 0.4M on 256 pairs")
+    ('direct alignment', 'mitigations', 'RLHF and best-of-n')
+    """
+    head, *rest = method.split(", ")
+    if head in (*_POLICY_GRADIENTS, *_BEST_OF_N):
+        return "RLHF and best-of-n"
+    return "mitigations" if rest else "direct alignment"
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """By family, plain DPO first, then by name.
+
+    >>> in_order(["rloo", "dpo, chi_squared link", "cdpo", "dpo"])
+    ['dpo', 'cdpo', 'dpo, chi_squared link', 'rloo']
+    """
+    return sorted(methods, key=lambda method: (FAMILIES.index(family(method)), method != ANCHOR, method))
+
+
+def baseline(method: str, methods: Collection[str]) -> str | None:
+    """The plainest of ``methods`` that this one is a variant of, or plain DPO; ``None`` where there is neither.
+
+    Plainer is what has some of its parts (between commas) and no others, where several proxies become one of their
+    kind: an ensemble is held against the single proxy.
+
+    >>> baseline("rloo, worst of 4 proxies 0.4M on 256 pairs", ["dpo", "rloo, proxy 0.4M on 256 pairs"])
+    'rloo, proxy 0.4M on 256 pairs'
+    >>> baseline("ipo, length penalty 0.02", ["dpo", "ipo"]), baseline("ipo", ["dpo", "ipo"]), baseline("dpo", ["dpo"])
+    ('ipo', 'dpo', None)
+    """
+    own = set(single_proxy(method).split(", "))
+    plainer = [other for other in methods if other != method and set(other.split(", ")) <= own]
+    if plainer:
+        return min(plainer, key=lambda other: (other.count(", "), other))
+    return ANCHOR if method != ANCHOR and ANCHOR in methods else None
+
+
+def single_proxy(method: str) -> str:
+    """The method with one proxy in place of several.
+
+    >>> single_proxy("rloo, worst of 4 proxies 0.4M on 256 pairs"), single_proxy("rloo, mean of 4 reward models")
+    ('rloo, proxy 0.4M on 256 pairs', 'rloo')
+    """
+    parts = []
+    for part in method.split(", "):
+        several = _SEVERAL.fullmatch(part)
+        if several is None:
+            parts.append(part)
+        elif several["kind"]:
+            parts.append(f"proxy {several['kind']}")
+    return ", ".join(parts)
