@@ -4,8 +4,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from overopt.analysis.store_report import report_from_store, tracked_best_of_n
-from overopt.tracking.runs import PARENT_TAG, log_metrics, log_params, start_run
+from overopt.analysis.store_report import report_from_store
+from overopt.tracking.runs import PARENT_TAG, PROXY_TAG, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 
 
@@ -54,27 +54,23 @@ def test_best_of_n_of_the_same_study_stands_beside_its_policies(tmp_path: Path) 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = open_store(uri, create=True)
     studies = [start_run(client, name, "study") for name in ("grid", "other")]
-    for study, method in zip(studies, ("best of n, proxy 1M", "best of n, proxy 9M"), strict=True):
+    for study, proxy in zip(studies, ("proxy 1M", "proxy 9M"), strict=True):
         for beta in (0.1, 0.2, 0.5):
             run_id = start_run(client, f"dpo at beta {beta}", "align", tags={PARENT_TAG: study})
             log_params(client, run_id, {"objective": "dpo", "model": "tiny", "beta": beta, "seed": 0})
             for seen, kl, win_rate in ((0, 0.0, 0.4), (100, 1 / beta, 0.6), (200, 2 / beta, 0.5)):
                 log_metrics(client, run_id, {"eval/kl_nats": kl, "eval/win_rate": win_rate}, step=seen)
             client.set_terminated(run_id, "FINISHED")
-        run_id = start_run(client, "best of n", "best_of_n", tags={PARENT_TAG: study})
-        log_params(client, run_id, {"objective": method, "model": "tiny", "num_parameters": 10, "seed": 0})
+        run_id = start_run(client, "best of n", "best_of_n", tags={PARENT_TAG: study, PROXY_TAG: proxy})
+        params = {"model": "tiny", "num_parameters": 10, "seed": 0, "combine": "mean", "reward_models": 1}
+        log_params(client, run_id, params)
         for n in (1, 2, 4, 8, 16):
             log_metrics(client, run_id, {"eval/kl_nats": n / 10 - 0.1, "eval/win_rate": 0.4 + n / 100}, step=n)
         client.set_terminated(run_id, "FINISHED")
 
     paths = report_from_store(tmp_path / "report", study=studies[0], tracking_uri=uri)
-    # As the tracking table names them, which this test leaves open.
-    names = set(pd.read_csv(paths.tables["best_of_n"])["objective"])
-    assert len(names) == 1
-    assert set(pd.read_csv(paths.tables["methods"])["method"]) == {"dpo", *names}
+    assert set(pd.read_csv(paths.tables["best_of_n"])["objective"]) == {"best of n, proxy 1M"}
+    assert set(pd.read_csv(paths.tables["methods"])["method"]) == {"dpo", "best of n, proxy 1M"}
     assert "9M" not in paths.html.read_text(encoding="utf-8")
     everything = report_from_store(tmp_path / "all", tracking_uri=uri)
     assert len(pd.read_csv(everything.tables["best_of_n"])) == 10
-    inside = client.get_experiment(client.get_run(studies[0]).info.experiment_id).name
-    client.create_experiment("elsewhere")
-    assert [len(tracked_best_of_n(client, name, None)) for name in (inside, "elsewhere")] == [10, 0]

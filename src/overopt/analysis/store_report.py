@@ -51,7 +51,7 @@ def report_from_store(
         notes=points.notes,
         provenance={"command": shown_uri(command_line()), "tracking store": shown_uri(uri), **provenance()},
         completions=tracked_completions(client, run_ids),
-        best_of_n=tracked_best_of_n(client, experiment, study),
+        best_of_n=read_best_of_n(uri, experiment=experiment, parent_run_id=study),
         runs=run_pages(client, run_ids),
         r0=r0,
         errors_in_d=errors_in_d,
@@ -68,16 +68,6 @@ def keep_report(client: MlflowClient, run_id: str, report: ReportPaths) -> None:
     folder = report.html.parent
     for path in [*report.figures, *report.tables.values(), report.html]:
         log_artifact(client, run_id, path, str(Path("report") / path.parent.relative_to(folder)))
-
-
-def tracked_best_of_n(client: MlflowClient, experiment: str | None, study: str | None) -> pd.DataFrame:
-    """The best-of-n rows of a study or an experiment, by default of the whole store."""
-    rows = read_best_of_n(client.tracking_uri, parent_run_id=study)
-    if experiment is None or rows.empty:
-        return rows
-    inside = {run_id: client.get_run(run_id).info.experiment_id for run_id in rows["run_id"].unique()}
-    named = client.get_experiment_by_name(experiment)
-    return rows[rows["run_id"].map(inside) == (named.experiment_id if named else None)].reset_index(drop=True)
 
 
 def run_pages(client: MlflowClient, run_ids: list[str]) -> RunPages:

@@ -16,14 +16,20 @@ STAGE = "best_of_n"
 RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "seed", "n")
 #: Beside those of points.csv.
 OWN_METRICS = ("kl_bound_nats", "proxy_reward_se", "gold_reward_se")
+_NEEDED = {"model", "num_parameters", "seed", "combine", "reward_models"}
 COLUMNS = (*RUN_COLUMNS, *METRICS, *OWN_METRICS)
 
 
-def read_best_of_n(tracking_uri: str | None, *, parent_run_id: str | None = None) -> pd.DataFrame:
+def read_best_of_n(
+    tracking_uri: str | None, *, experiment: str | None = None, parent_run_id: str | None = None
+) -> pd.DataFrame:
     """Finished runs of stage best_of_n, one row an n, with :data:`COLUMNS`; NaN where a metric was not logged.
+
+    A run that does not say of which model and seed it is, or chosen by what, is left out.
 
     Args:
         tracking_uri: an MLflow store.
+        experiment: name of the one experiment to read; all of them by default.
         parent_run_id: read the children of this run (a study) only.
 
     Raises:
@@ -32,7 +38,9 @@ def read_best_of_n(tracking_uri: str | None, *, parent_run_id: str | None = None
     client = open_store(tracking_uri, create=False)
     wanted = {STAGE_TAG: STAGE, **({} if parent_run_id is None else {PARENT_TAG: parent_run_id})}
     query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [found.experiment_id for found in client.search_experiments() if experiment in (None, found.name)]
+    if not experiments:  # which the store would take for all
+        return pd.DataFrame(columns=list(COLUMNS))
     runs = client.search_runs(experiments, f"{query} and attributes.status = 'FINISHED'", max_results=1000)
     rows = [row for run in runs for row in _rows(client, run)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["model", "run_id", "n"], ignore_index=True)
@@ -43,10 +51,12 @@ def _rows(client: MlflowClient, run: Run) -> list[dict[str, object]]:
     for name in (*METRICS, *OWN_METRICS):
         for metric in client.get_metric_history(run.info.run_id, f"eval/{name}"):
             by_n.setdefault(metric.step, {})[name] = metric.value
-    params, tags = run.data.params, run.data.tags
-    if (proxy := tags.get(PROXY_TAG)) is None:
-        models = int(params["reward_models"])
-        proxy = f"{params['combine']} of {models} reward models" if models > 1 else ""
+    params, proxy = run.data.params, run.data.tags.get(PROXY_TAG)
+    if not params.keys() >= _NEEDED or not params["reward_models"].isdigit():
+        return []
+    if proxy is None:
+        several = int(params["reward_models"]) > 1
+        proxy = f"{params['combine']} of {params['reward_models']} reward models" if several else ""
     identity = {
         "run_id": run.info.run_id,
         "objective": ", ".join(filter(None, ["best of n", proxy])),
