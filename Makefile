@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
+	bench-economy bench-plan judge-trial beta-grid methods sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
 	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks mitigations-checks rlhf-checks
 
 quickstart: .venv/ready
@@ -41,6 +41,10 @@ reproducible: .venv/ready
 # The paper's grid, 63 cells, on the embedded default: some 80 minutes of cell time on two cores, in as many sittings as it takes.
 beta-grid: .venv/ready
 	$(BIN)/python studies/beta_grid.py $(ARGS)
+
+# All methods on the same axes, three seeds of the embedded default; two hours or more on two cores, in as many sittings.
+methods: .venv/ready
+	$(BIN)/python studies/methods.py $(ARGS)
 
 # find_peak's seven runs against a grid of 21 betas, over three seeds, on fresh prompts; over an hour on two cores.
 find-peak: .venv/ready

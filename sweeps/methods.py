@@ -8,8 +8,8 @@ them. Stopped and started again, it goes on where it was, as sweeps/beta_grid.py
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy, StudyCell
@@ -56,12 +56,10 @@ def main() -> None:
     space.add_argument("--size", default="0.4M", help="of policies and proxies")
     space.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add_recipe_options(parser)
+    parser.set_defaults(preset=Path(__file__).parents[1] / "conf" / "sweep" / "methods.yaml")
     add_options(parser, "methods")
     arguments = parser.parse_args()
-    recipe = recipe_of(arguments)
-    if not recipe.watched_pairs:
-        recipe = replace(recipe, watched_pairs=recipe.pairs)
-    run_sweep(cells_of(arguments), recipe, options_of(arguments))
+    run_sweep(cells_of(arguments), recipe_of(arguments), options_of(arguments))
 
 
 def cells_of(arguments: argparse.Namespace) -> list[StudyCell]:

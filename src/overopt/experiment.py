@@ -95,24 +95,32 @@ def sample_pairs_to_file(
     return pairs
 
 
-def label_pairs_to_folder(pairs_file: Path, out: Path, judge: Judge | None, seed: int) -> LabelledPairs:
+def label_pairs_to_folder(
+    pairs_file: Path, out: Path, judge: Judge | None, seed: int, loops: bool = False
+) -> LabelledPairs:
     """Labels by a judge, or without one by preferring the person's response; writes a folder for source ``jsonl``."""
     pairs = read_sampled_pairs(pairs_file)
-    labelled = label_by_human(pairs, seed=seed) if judge is None else label_by_judge(pairs, judge, seed=seed)
+    labelled = (
+        label_by_human(pairs, loops=loops, seed=seed) if judge is None else label_by_judge(pairs, judge, seed=seed)
+    )
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
     print(f"{len(labelled.rows)} labelled pairs in {out}" + (f" (left out: {left_out})" if left_out else ""))
     return labelled
 
 
-def label_pairs(pairs_file: Path, out: Path, by: Literal["judge", "human"], judging: Judging | None, seed: int) -> None:
+def label_pairs(
+    pairs_file: Path, out: Path, by: Literal["judge", "human"], judging: Judging | None, seed: int, loops: bool
+) -> None:
     """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
     if (by == "judge") != (judging is not None):
         raise ValueError("labels by judge need --judge, such as --judge gold; labels by human take none")
+    if loops and by == "judge":
+        raise ValueError("--loops adds responses that a person's is preferred to: it goes with --by human")
     if judging is not None:
         judging.require()
     with progress_bar() as progress:
-        label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed)
+        label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed, loops)
 
 
 def evaluate_checkpoints(

@@ -33,7 +33,7 @@ def test_every_kind_of_method_has_its_points_in_one_report(tmp_path, preference_
     recipe = small_recipe(preference_folder)
     settings = {name: value for name, value in vars(recipe).items() if isinstance(value, int | float | str)}
     preset = tmp_path / "recipe.yaml"
-    preset.write_text(yaml.safe_dump({**settings, "rl_prompts": 4, "rl_steps": 2}))
+    preset.write_text(yaml.safe_dump({**settings, "rl_prompts": 4, "rl_steps": 2, "watched_pairs": 40}))
     space = ["--alignments", "dpo", "rpo", "iterated_by_proxy", "--betas", "0.1", "--rl-betas", "0.05"]
     space += ["--proxy-pairs", "16", "--ensembles", "worst", "--ensemble-pairs", "16", "--members", "2", "--seeds", "0"]
     done = run(tmp_path, "--preset", str(preset), *space, "--workers", "2")

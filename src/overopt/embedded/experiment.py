@@ -219,9 +219,11 @@ class EmbeddedExperiment:
             file = folder / "sampled.jsonl"
             parts: list[Part] = ["gold", "evaluation"]
             sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
-            label_pairs_to_folder(file, folder / "labelled", None, 0)
+            label_pairs_to_folder(file, folder / "labelled", None, 0, recipe.gold_loops)
 
         settings = {"policy": self._key(name), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
+        if recipe.gold_loops:
+            settings["loops"] = True
         return self._make(GOLD_PAIRS, settings, work)
 
     def gold(self) -> Mapping[str, float]:

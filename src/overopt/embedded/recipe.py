@@ -24,6 +24,8 @@ class Recipe:
         sft_steps: optimiser steps of the SFT policy.
         gold_steps: optimiser steps of the gold reward model.
         gold_pairs: posts of the gold part whose human summaries it learns to prefer.
+        gold_loops: whether the gold model learns that a phrase which goes round is worse than people's summaries too.
+            Without that, policy gradients find out that it is not.
         gold_temperature: divides the gold model's rewards, in labels and verdicts alike.
         pairs: sampled pairs that policies are aligned to.
         align_batch_size: pairs per optimiser step of alignment.
@@ -56,6 +58,7 @@ class Recipe:
     sft_steps: int = 1000
     gold_steps: int = 400
     gold_pairs: int = 6400
+    gold_loops: bool = False
     gold_temperature: float = 0.5
     pairs: int = 2048
     align_batch_size: int = 32
@@ -73,7 +76,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         least = {"watched_pairs": 0}
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
+        numbers = {name: value for name, value in vars(self).items() if type(value) is int}
         if low := [f"{name}={value}" for name, value in numbers.items() if value < least.get(name, 1)]:
             raise ValueError(f"a recipe needs at least 1 of everything, got {', '.join(low)}")
 

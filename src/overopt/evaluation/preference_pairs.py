@@ -17,6 +17,8 @@ from overopt.evaluation.records import Comparison, read_json_lines, write_json_l
 from overopt.models.generation import sample_several
 from overopt.models.policy import Policy
 
+_LONGEST_PHRASE, _LONGEST_LOOP = 4, 20  # words
+
 
 @dataclass(frozen=True)
 class SampledPair:
@@ -138,15 +140,16 @@ def label_by_judge(pairs: Sequence[SampledPair], judge: Judge, *, seed: int = 0)
     return LabelledPairs(rows, left_out)
 
 
-def label_by_human(pairs: Sequence[SampledPair], *, seed: int = 0) -> LabelledPairs:
+def label_by_human(pairs: Sequence[SampledPair], *, loops: bool = False, seed: int = 0) -> LabelledPairs:
     """The person's response over each of four others: what trains a gold reward model (Eq. 2).
 
     The others are both samples, the response to another post, and the person's own with its words shuffled
     or repeated. On samples alone a reward model never meets what an over-optimized policy writes, and may
-    value it above people's responses.
+    value it above people's responses. A policy gradient finds what is still missing: a phrase that goes round.
 
     Args:
         pairs: what :func:`sample_pairs` gave.
+        loops: add a fifth: a phrase of its own or of another response, repeated.
         seed: fixes which other post, and how words are shuffled.
     """
     generator = random.Random(seed)
@@ -157,6 +160,9 @@ def label_by_human(pairs: Sequence[SampledPair], *, seed: int = 0) -> LabelledPa
             yield pair, f"{pair.id} second", pair.human, pair.second
             yield pair, f"{pair.id} off topic", pair.human, generator.choice(pairs).human
             yield pair, f"{pair.id} disfluent", pair.human, _disfluent(pair.human, generator)
+            if loops:
+                source = generator.choice([pair, generator.choice(pairs)])
+                yield pair, f"{pair.id} loop", pair.human, _loop(source.human, generator)
 
     usable, left_out = _usable(comparisons())
     return LabelledPairs([_row(*comparison) for comparison in usable], left_out)
@@ -169,6 +175,14 @@ def _disfluent(response: str, generator: random.Random) -> str:
     else:
         words = generator.choices(words[: max(1, len(words) // 2)], k=len(words))
     return " " + " ".join(words)
+
+
+def _loop(response: str, generator: random.Random) -> str:
+    words = response.split()
+    length = generator.randint(1, _LONGEST_PHRASE)
+    start = generator.randrange(max(1, len(words) - length + 1))
+    phrase = words[start : start + length]
+    return " " + " ".join(phrase * generator.randint(2, _LONGEST_LOOP // length))
 
 
 def _usable(
