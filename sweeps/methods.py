@@ -48,7 +48,7 @@ def main() -> None:
     space.add_argument("--alignments", nargs="*", default=list(ALIGNMENTS), choices=ALIGNMENTS)
     space.add_argument("--betas", nargs="+", type=float, default=[0.02, 0.1, 0.3], help="of alignments")
     space.add_argument("--optimisers", nargs="*", default=["rloo", "best_of_n"], choices=OPTIMISERS)
-    space.add_argument("--rl-betas", nargs="+", type=float, default=[0.02, 0.1], help="of policy gradients")
+    space.add_argument("--rl-betas", nargs="+", type=float, default=[0.003, 0.01, 0.03], help="of policy gradients")
     space.add_argument("--proxy-pairs", nargs="+", type=int, default=[256, 2048], help="a proxy learns from so many")
     space.add_argument("--ensembles", nargs="*", default=list(COMBINATIONS), choices=COMBINATIONS)
     space.add_argument("--ensemble-pairs", type=int, default=256, help="that each member learns from")

@@ -50,8 +50,8 @@ def test_every_kind_of_method_has_its_points_in_one_report(tmp_path, preference_
 def test_the_whole_study_is_planned_before_anything_is_done(tmp_path):
     done = run(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
-    # Eleven alignments at three betas, five choices of proxies at two betas and with best-of-n, over three seeds.
-    assert f"{3 * (11 * 3 + 5 * 2 + 5)} cells" in done.stdout
+    # Eleven alignments at three betas, five choices of proxies at three betas and with best-of-n, over three seeds.
+    assert f"{3 * (11 * 3 + 5 * 3 + 5)} cells" in done.stdout
     assert not (tmp_path / "out").exists()
     refused = run(tmp_path, "--dry-run", "--proxy-pairs", "9999")
     assert refused.returncode == 2

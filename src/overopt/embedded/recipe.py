@@ -65,14 +65,14 @@ class Recipe:
     align_steps: int = 256
     evaluation_prompts: int = 512
     rl_prompts: int = 32
-    rl_steps: int = 400
+    rl_steps: int = 256
     rl_samples: int = 4
     watched_pairs: int = 0
     peak: PeakRule = PeakRule()
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
     align_optimizer: OptimizerSettings = OptimizerSettings("rmsprop", 4e-4, 0.2)
-    rl_optimizer: OptimizerSettings = OptimizerSettings("adamw", 1e-3, 0.05)
+    rl_optimizer: OptimizerSettings = OptimizerSettings("adamw", 3e-4, 0.05)
 
     def __post_init__(self) -> None:
         least = {"watched_pairs": 0}
