@@ -250,7 +250,24 @@ class Proxies:
 
 
 @dataclass(frozen=True)
-class PolicyGradientCell:
+class _AgainstProxies:
+    """Of the policy whose pairs its proxies learn from."""
+
+    proxies: Proxies
+
+    @property
+    def size(self) -> str:
+        """Of the policy."""
+        return self.proxies.policy[0]
+
+    @property
+    def seed(self) -> int:
+        """Of the policy, and of training or samples."""
+        return self.proxies.policy[1]
+
+
+@dataclass(frozen=True)
+class PolicyGradientCell(_AgainstProxies):
     """A policy that is optimised against reward models (Eq. 3); attributes that it shares with a module are its own.
 
     Attributes:
@@ -264,7 +281,6 @@ class PolicyGradientCell:
         ValueError: an unknown objective, or a bad beta or learning rate.
     """
 
-    proxies: Proxies
     objective: Literal["rloo", "reinforce", "ppo"] = "rloo"
     beta: float = 0.1
     kl: Literal["reward", "penalty"] = "reward"
@@ -273,16 +289,6 @@ class PolicyGradientCell:
     def __post_init__(self) -> None:
         PolicyGradientObjective(self.objective, self.beta, kl=self.kl)  # refuse bad settings
         _require_learning_rate(self.learning_rate)
-
-    @property
-    def size(self) -> str:
-        """Of the policy."""
-        return self.proxies.policy[0]
-
-    @property
-    def seed(self) -> int:
-        """Of the policy and the order of training."""
-        return self.proxies.policy[1]
 
     @property
     def name(self) -> str:
@@ -303,7 +309,7 @@ class PolicyGradientCell:
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(_AgainstProxies):
     """Best-of-n from an SFT policy by proxies.
 
     Attributes:
@@ -315,22 +321,11 @@ class BestOfN:
         ValueError: an n that the pool has not.
     """
 
-    proxies: Proxies
     pool: int = 64
     ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
 
     def __post_init__(self) -> None:
         require_pool(self.pool, self.ns)
-
-    @property
-    def size(self) -> str:
-        """Of the policy."""
-        return self.proxies.policy[0]
-
-    @property
-    def seed(self) -> int:
-        """Of the policy and its samples."""
-        return self.proxies.policy[1]
 
     @property
     def name(self) -> str:
@@ -339,7 +334,9 @@ class BestOfN:
         >>> BestOfN(Proxies((Proxy("0.4M", 512, 1),))).name
         'best-of-64-proxy-0.4M-pairs512-seed1'
         """
-        return f"best-of-{max(self.ns)}-{self.proxies.name}"
+        largest = max(self.ns)
+        pool = "" if self.pool == largest else f"-of-{self.pool}"
+        return f"best-of-{largest}{pool}-{self.proxies.name}"
 
     @property
     def parameters(self) -> dict[str, Any]:
