@@ -54,6 +54,17 @@ def test_a_hump_is_found_for_each_objective_that_has_one(points) -> None:
     assert verdict(points, "IPO over-optimizes") != "holds"
 
 
+def test_the_papers_claims_are_about_its_own_methods(points) -> None:
+    others = [points[points["objective"] == "dpo"].assign(objective=name) for name in ("rloo", "dpo, chi_squared link")]
+    for other in others:
+        other["win_rate"] = 0.42
+        other["beta"] /= 100
+        other["run_id"] = other["objective"] + other["run_id"]
+    together = claims_of(pd.concat([points, *others], ignore_index=True))
+    assert together == claims_of(points)
+    assert any("RLOO over-optimizes" in text for text in claims_of(others[0]))
+
+
 @pytest.mark.parametrize(("factor", "expected"), [(0.5, "holds"), (2.0, "does not")])
 def test_ipo_is_compared_at_equal_model_beta_and_seed(points, factor: float, expected: str) -> None:
     points.loc[points["objective"] == "ipo", "kl_nats"] *= factor

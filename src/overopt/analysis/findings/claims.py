@@ -28,6 +28,7 @@ from overopt.analysis.laws.intervals import LEVEL, TAILS, Estimate, around, t_qu
 from overopt.analysis.laws.laws import LAWS
 from overopt.analysis.laws.resampling import RESAMPLES, resample
 
+PAPER_OBJECTIVES = ("dpo", "ipo", "slic")
 WIDE_KL_BETAS = 1 / 3  # the third of the betas that lets policies go furthest
 FIRST_QUARTER = 0.25
 ALIKE = 0.05  # win rate
@@ -57,7 +58,7 @@ class _Study(NamedTuple):
 
 
 def paper_claims(points: pd.DataFrame, curves: Curves, falls: pd.DataFrame, laws: pd.DataFrame) -> list[Claim]:
-    """All claims, in the paper's order.
+    """All claims, in the paper's order, of the paper's methods; of a study that has none of these, of all it has.
 
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
@@ -67,9 +68,19 @@ def paper_claims(points: pd.DataFrame, curves: Curves, falls: pd.DataFrame, laws
     """
     if "num_parameters" not in points:
         points = points.assign(num_parameters=math.nan)
+    objectives = points["objective"].astype(str)
+    kept = [name for name in objectives.unique() if _of_the_paper(name)]
+    if kept:
+        points = points[objectives.isin(kept)]
+        falls, laws = (table[table["objective"].isin(kept)] if len(table) else table for table in (falls, laws))
     study = _Study(points, curves, falls, laws)
     humps = [_hump(study, objective) for objective in sorted(points["objective"].astype(str).unique())]
     return [*humps, *(claim(study) for claim in _CLAIMS)]
+
+
+def _of_the_paper(objective: str) -> bool:
+    head, _, rest = objective.partition(", ")
+    return head in PAPER_OBJECTIVES and (not rest or rest.startswith("length penalty"))
 
 
 def _slope(x: Float[np.ndarray, " value"], y: Float[np.ndarray, " value"], groups: np.ndarray) -> Estimate:

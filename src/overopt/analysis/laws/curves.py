@@ -20,7 +20,14 @@ POINT_SETS = ("final", "all")
 MINIMUM_BETAS = 3
 # Nearer distances than this, relative to the largest, leave a law's coefficients open.
 _APART = 1e-3
-OBJECTIVE_NAMES = {"dpo": "DPO", "ipo": "IPO", "slic": "SLiC"}
+OBJECTIVE_NAMES = {
+    "dpo": "DPO",
+    "ipo": "IPO",
+    "slic": "SLiC",
+    "rloo": "RLOO",
+    "reinforce": "REINFORCE",
+    "ppo": "PPO",
+}
 
 
 class Outcomes(NamedTuple):
