@@ -264,6 +264,7 @@ class EmbeddedExperiment:
             pairs = sample_pairs_to_file(str(self._checkpoint(policy)), file, None, None, parts, *most, draw)
             label_pairs_to_folder(file, folder / "labelled", judge, seed)
             seconds = time.perf_counter() - began
+            # Held-out pairs too: few beside the others.
             tokenizer = load_tokenizer(self._checkpoint(policy))
             tokens = sum(len(tokenizer(text)["input_ids"]) for pair in pairs for text in (pair.first, pair.second))
             return Cost(tokens, seconds).record()
