@@ -18,10 +18,11 @@ from kept import keep_report, keep_summary
 from sweep_scripts import run_script
 
 from overopt.sweep.queue import SECONDS
-from overopt.sweep.run import PARENT_ATTRIBUTE
+from overopt.sweep.run import PARENT_ATTRIBUTE, shared_name
 from overopt.tracking.store import open_store
 
 HOURS = 3.0
+WORKERS = 2  # one a core
 
 
 def main() -> None:
@@ -30,17 +31,18 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, default=None, help="folder for points, tables, figures and the summary")
     parser.add_argument("sweep", nargs="*", help="more options of sweeps/methods.py, after --")
     arguments = parser.parse_args()
-    run_script("methods.py", "--out", arguments.out, *arguments.sweep)
+    run_script("methods.py", "--out", arguments.out, "--workers", WORKERS, *arguments.sweep)
 
     report = arguments.out / "report"
     methods, effects = (pd.read_csv(report / f"{name}.csv") for name in ("methods", "method_effects"))
     storage = f"sqlite:///{arguments.out.resolve()}/sweep.db"
-    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
-    trials = [trial for study in studies for trial in study.trials]
+    study, shared = (
+        optuna.load_study(study_name=name, storage=storage) for name in ("methods", shared_name("methods"))
+    )
+    trials = [*study.trials, *shared.trials]
     done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials)
     hours = math.fsum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials) / 3600
-    [parent] = [study.user_attrs[PARENT_ATTRIBUTE] for study in studies if PARENT_ATTRIBUTE in study.user_attrs]
-    commit = open_store(None, create=False).get_run(parent).data.params["git_commit"]
+    commit = open_store(None, create=False).get_run(study.user_attrs[PARENT_ATTRIBUTE]).data.params["git_commit"]
     lines = [
         "gains of the gold reward over the reference [logits], with 95% intervals over seeds:",
         *peaks(methods[methods["measure"] == "gold_reward"]),
@@ -49,8 +51,8 @@ def main() -> None:
         *differences(effects[effects["measure"] == "gold_reward"]),
         "",
         f"tasks computed by commit {commit}",
-        f"{done} tasks in {hours:.2f} hours of summed time, {hours / 2:.2f} on two cores, "
-        f"{'under' if hours / 2 < HOURS else 'over'} {HOURS:g}",
+        f"{done} tasks in {hours:.2f} hours of summed time, {hours / WORKERS:.2f} on two cores by {WORKERS} workers, "
+        f"{'under' if hours / WORKERS < HOURS else 'over'} {HOURS:g}",
     ]
     if arguments.keep is not None:
         keep_report(arguments.keep, report)

@@ -18,15 +18,17 @@ from overopt.sweep.run import run_sweep
 from overopt.user_errors import one_line_errors
 
 #: By the names of conf/mitigation, where sources and conventions are; updates of a reference are as far apart here as a
-#: short run allows.
+#: short run allows, and two mitigations that hold policies near the reference have a weaker form.
 ALIGNMENTS: dict[str, Mapping[str, Any]] = {
     "dpo": {},
     "ipo": {"objective": "ipo"},
     "slic": {"objective": "slic"},
     "length": {"length_penalty": 0.02},
     "rpo": {"nll_weight": 1.0},
+    "rpo_weak": {"nll_weight": 0.1},
     "chi_po": {"link": "chi_squared"},
     "dpo_positive": {"positive_penalty": 50.0},
+    "dpo_positive_weak": {"positive_penalty": 5.0},
     "tr_hard": {"reference_every": 64},
     "tr_soft": {"reference_every": 64, "reference_alpha": 0.6},
     "iterated": {"rounds": 2},
@@ -49,9 +51,11 @@ def main() -> None:
     space.add_argument("--betas", nargs="+", type=float, default=[0.02, 0.1, 0.3], help="of alignments")
     space.add_argument("--optimisers", nargs="*", default=["rloo", "best_of_n"], choices=OPTIMISERS)
     space.add_argument("--rl-betas", nargs="+", type=float, default=[0.003, 0.01, 0.03], help="of policy gradients")
-    space.add_argument("--proxy-pairs", nargs="+", type=int, default=[256, 2048], help="a proxy learns from so many")
+    space.add_argument(
+        "--proxy-pairs", nargs="+", type=int, help="a proxy learns from so many; by default 256, and all"
+    )
     space.add_argument("--ensembles", nargs="*", default=list(COMBINATIONS), choices=COMBINATIONS)
-    space.add_argument("--ensemble-pairs", type=int, default=256, help="that each member learns from")
+    space.add_argument("--ensemble-pairs", type=int, help="that each member learns from; 256 by default")
     space.add_argument("--members", type=int, default=4, help="of an ensemble")
     space.add_argument("--size", default="0.4M", help="of policies and proxies")
     space.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -59,7 +63,17 @@ def main() -> None:
     parser.set_defaults(preset=Path(__file__).parents[1] / "conf" / "sweep" / "methods.yaml")
     add_options(parser, "methods")
     arguments = parser.parse_args()
-    run_sweep(cells_of(arguments), recipe_of(arguments), options_of(arguments))
+    if not arguments.alignments and not arguments.optimisers:
+        raise ValueError("nothing to compare: name --alignments, or --optimisers")
+    if arguments.ensembles and arguments.members < 2:
+        raise ValueError(
+            f"an ensemble has at least 2 members, got --members {arguments.members}; or give no --ensembles"
+        )
+    recipe = recipe_of(arguments)
+    few = min(256, recipe.pairs)
+    arguments.proxy_pairs = arguments.proxy_pairs or sorted({few, recipe.pairs})
+    arguments.ensemble_pairs = arguments.ensemble_pairs or few
+    run_sweep(cells_of(arguments), recipe, options_of(arguments))
 
 
 def cells_of(arguments: argparse.Namespace) -> list[StudyCell]:

@@ -77,7 +77,7 @@ def test_an_ensemble_of_proxies_is_trained_evaluated_and_chooses(experiment):
 
 
 def test_a_policy_is_optimised_against_an_ensemble_beside_an_aligned_one_and_best_of_n(experiment):
-    experiment = replace(experiment, recipe=replace(experiment.recipe, rl_prompts=4, rl_steps=5, watched_pairs=24))
+    experiment = replace(experiment, recipe=replace(experiment.recipe, rl_prompts=4, rl_steps=5, monitored_pairs=24))
     members = tuple(Proxy("0.4M", 16, seed, policy_seed=0) for seed in (0, 1))
     worst = Proxies(members, "worst")
     cells = [PolicyGradientCell(worst, beta=0.2), Cell("dpo", 0.1, "0.4M"), BestOfN(worst, pool=2, ns=(1, 2))]
@@ -85,7 +85,8 @@ def test_a_policy_is_optimised_against_an_ensemble_beside_an_aligned_one_and_bes
     assert tasks[cells[0].name].needs[0] == tasks[cells[1].name].needs[0] == "sft-0.4M-seed0"
     results = {name: task.run() for name, task in tasks.items()}
     for cell in cells:
-        assert {"best/win_rate", "best/kl_nats", "best/examples_seen"} <= results[cell.name].keys()
+        assert {"best/win_rate", "best/kl_nats"} < results[cell.name].keys()
+    assert results[cells[2].name]["best/n"] in (1, 2)
 
     points, notes = read_points(experiment.tracking_uri, parent_run_id=experiment.study)
     assert not notes
@@ -98,20 +99,32 @@ def test_a_policy_is_optimised_against_an_ensemble_beside_an_aligned_one_and_bes
     assert optimised.loc[0, "win_rate"] == aligned.loc[0, "win_rate"]
     assert optimised.loc[0, "proxy_reward"] != aligned.loc[0, "proxy_reward"]
 
+    # The same prompts for all.
+    answered = [{row["prompt_id"] for row in rows_of(experiment.out / cell.name)} for cell in cells]
+    assert answered[0] == answered[1] == answered[2]
+
     best_of_n = read_best_of_n(experiment.tracking_uri, parent_run_id=experiment.study)
     assert best_of_n["objective"].tolist() == ["best of n, worst of 2 proxies 0.4M on 16 pairs"] * 2
 
     def cost(*names):
         return sum((Cost.of(results[name]) for name in names), Cost())
 
-    # Pairs, both reward models and the backbone that is no policy of this study; then the run itself, step by step.
-    before = cost("pairs-0.4M-seed0", "sft-0.4M-seed1", *(member.name for member in members))
-    assert (best_of_n["cost_tokens"] == before.tokens).all()
+    # The part of the pairs that the proxies learn from, both reward models, and the backbone that is not the policy;
+    # then the run itself, step by step.
+    before = cost("pairs-0.4M-seed0").part(16 / experiment.recipe.pairs)
+    before += cost("sft-0.4M-seed1", *(member.name for member in members))
+    assert best_of_n["cost_tokens"].tolist() == [0, before.tokens]
     assert optimised.loc[0, "cost_tokens"] == 0
     assert optimised.loc[20, "cost_tokens"] == (before + cost(cells[0].name)).tokens
     assert (optimised["cost_seconds"].diff().dropna() > 0).all()
     assert aligned["cost_tokens"].iloc[-1] == cost("pairs-0.4M-seed0", cells[1].name).tokens
     assert {name: task.run() for name, task in tasks.items()} == results
+
+
+def rows_of(folder):
+    """Completions of a cell: of best-of-n all in one file."""
+    first = next(path for path in sorted(folder.rglob("*.jsonl")))
+    return [json.loads(line) for line in first.read_text().splitlines()]
 
 
 def test_tokens_of_a_policy_gradient_are_those_it_drew_and_trained_on(experiment):
@@ -140,7 +153,9 @@ def test_cells_keep_their_tasks(experiment):
         (lambda: Proxy("7B"), "no size '7B'"),
         (lambda: Proxy(policy_size="7B"), "no size '7B'"),
         (lambda: Proxy(pairs=0), "at least 1"),
-        (lambda: Proxies(()), "pairs of one policy"),
+        (lambda: Proxies(()), "at least one reward model"),
+        (lambda: Proxies((Proxy(), Proxy())), "named twice"),
+        (lambda: Proxies((Proxy(pairs=64), Proxy(pairs=32))), "differ in their seeds alone"),
         (lambda: Proxies((Proxy(seed=0), Proxy(seed=1))), "pairs of one policy"),
         (lambda: BestOfN(Proxies((Proxy(),)), pool=4), "pool of 4"),
         (lambda: PolicyGradientCell(Proxies((Proxy(),)), beta=-1.0), "beta"),
@@ -155,3 +170,6 @@ def test_what_makes_no_sense_is_refused(make, message):
 def test_more_pairs_than_a_policy_has_are_refused(experiment):
     with pytest.raises(ValueError, match="wants 64 pairs, the recipe has 40"):
         plan(experiment, [], [Proxy("0.4M", 64)])
+    experiment = replace(experiment, recipe=replace(experiment.recipe, rl_samples=1))
+    with pytest.raises(ValueError, match="at least 2 responses a prompt"):
+        plan(experiment, [PolicyGradientCell(Proxies((Proxy("0.4M", 16),)))])

@@ -96,12 +96,14 @@ def sample_pairs_to_file(
 
 
 def label_pairs_to_folder(
-    pairs_file: Path, out: Path, judge: Judge | None, seed: int, loops: bool = False
+    pairs_file: Path, out: Path, judge: Judge | None, seed: int, repetitions: bool = False
 ) -> LabelledPairs:
     """Labels by a judge, or without one by preferring the person's response; writes a folder for source ``jsonl``."""
     pairs = read_sampled_pairs(pairs_file)
     labelled = (
-        label_by_human(pairs, loops=loops, seed=seed) if judge is None else label_by_judge(pairs, judge, seed=seed)
+        label_by_human(pairs, repetitions=repetitions, seed=seed)
+        if judge is None
+        else label_by_judge(pairs, judge, seed=seed)
     )
     write_preferences(out, labelled, pairs)
     left_out = ", ".join(f"{count} with {reason}" for reason, count in sorted(labelled.left_out.items()))
@@ -110,17 +112,17 @@ def label_pairs_to_folder(
 
 
 def label_pairs(
-    pairs_file: Path, out: Path, by: Literal["judge", "human"], judging: Judging | None, seed: int, loops: bool
+    pairs_file: Path, out: Path, by: Literal["judge", "human"], judging: Judging | None, seed: int, repetitions: bool
 ) -> None:
     """Stage ``label-pairs``; see :func:`overopt.stages.label_pairs`."""
     if (by == "judge") != (judging is not None):
         raise ValueError("labels by judge need --judge, such as --judge gold; labels by human take none")
-    if loops and by == "judge":
-        raise ValueError("--loops adds responses that a person's is preferred to: it goes with --by human")
+    if repetitions and by == "judge":
+        raise ValueError("--repetitions adds responses that a person's is preferred to: it goes with --by human")
     if judging is not None:
         judging.require()
     with progress_bar() as progress:
-        label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed, loops)
+        label_pairs_to_folder(pairs_file, out, None if judging is None else judging.open(progress), seed, repetitions)
 
 
 def evaluate_checkpoints(
@@ -173,6 +175,12 @@ def evaluate_checkpoints(
         task = progress.add_task("evaluating", total=policies * num_prompts)
         evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n), rows)
     if client is not None and run_id is not None:
+        if "eval/cost_tokens" in client.get_run(run_id).data.metrics:
+            # Of a sweep, which knows what the training was made of too.
+            evaluations = {
+                seen: CheckpointEvaluation({k: v for k, v in metrics.items() if not k.startswith("eval/cost_")}, done)
+                for seen, (metrics, done) in evaluations.items()
+            }
         record_evaluations(client, run_id, evaluations, out, evaluator)
     print_evaluations(evaluations)
     if server is not None:
@@ -196,9 +204,10 @@ def evaluate_paths(
     alignment = alignment_of(first)
     evaluations: dict[int, CheckpointEvaluation] = {}
 
-    def evaluate(examples_seen: int, policy: Policy, cost: Cost) -> None:
+    def evaluate(examples_seen: int, policy: Policy, cost: Cost | None) -> None:
         metrics, completions = evaluator.evaluate(policy, alignment, on_batch)
-        metrics |= {f"eval/{name}": value for name, value in cost.record().items()}
+        if cost is not None:
+            metrics |= {f"eval/{name}": value for name, value in cost.record().items()}
         evaluations[examples_seen] = CheckpointEvaluation(metrics, completions)
         # One by one: whatever stops the next one, these samples have been drawn and judged.
         write_completions(completions_path(out, examples_seen), evaluations[examples_seen].completions)
@@ -209,8 +218,8 @@ def evaluate_paths(
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
-        cost = cost_before + Cost.of(checkpoint.training)
-        evaluate(checkpoint.training["examples_seen"], open_policy(path), cost)
+        own = Cost.of(checkpoint.training)
+        evaluate(checkpoint.training["examples_seen"], open_policy(path), None if own is None else cost_before + own)
     return evaluations
 
 

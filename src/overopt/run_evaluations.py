@@ -16,6 +16,8 @@ from overopt.experiment import Row, evaluate_paths
 
 BEST_WIN_RATE, BEST_KL, BEST_EXAMPLES_SEEN = "best/win_rate", "best/kl_nats", "best/examples_seen"
 """What a run's best checkpoint gave, beside its metrics by step."""
+BEST_N = "best/n"
+"""The best n of best-of-n, in place of examples seen."""
 
 
 def _ignore(num_prompts: int) -> None: ...

@@ -73,7 +73,7 @@ def label_pairs(
     cache: Path = Path("outputs/verdicts.db"),
     max_cost: float | None = None,
     seed: int = 0,
-    loops: bool = False,
+    repetitions: bool = False,
 ) -> None:
     """Label sampled pairs, and write a folder that ``--data.source jsonl --data.path FOLDER`` reads.
 
@@ -89,14 +89,14 @@ def label_pairs(
         cache: SQLite file of verdicts.
         max_cost: of all verdicts, those that the cache knows included, in the currency of the price table.
         seed: fixes the draws of labels, and the order that texts are judged in.
-        loops: with --by human, the person's response over a phrase that goes round as well: what a gold reward model
-            has to know that a policy gradient is optimised under.
+        repetitions: with --by human, the person's response over a repeated phrase as well: what a gold reward model has
+            to know that stands beside a policy gradient.
     """
     from overopt import experiment
     from overopt.judging import Judging
 
     judging = None if judge is None else Judging(judge, order, seed, cache, max_cost)
-    experiment.label_pairs(pairs, out, by, judging, seed, loops)
+    experiment.label_pairs(pairs, out, by, judging, seed, repetitions)
 
 
 def evaluate(

@@ -105,13 +105,13 @@ def test_a_persons_response_is_chosen_over_all_others():
                 assert by_id[f"{p.id} {name}"]["rejected"] == response
 
 
-def test_a_phrase_that_goes_round_is_one_more_rejected_response():
+def test_degenerate_repetition_is_one_more_rejected_response():
     pairs = sampled_pairs()
-    rows, _ = label_by_human(pairs, loops=True)
-    loops = [row for row in rows if row["id"].endswith("loop")]
-    assert len(loops) > 0.9 * len(pairs)
+    rows, _ = label_by_human(pairs, repetitions=True)
+    repeated = [row for row in rows if row["id"].endswith("repetition")]
+    assert len(repeated) > 0.9 * len(pairs)
     spoken = " ".join(p.human for p in pairs).split()
-    for row in loops:
+    for row in repeated:
         words = row["rejected"].split()
         assert set(words) <= set(spoken)
         assert any(words == words[:length] * (len(words) // length) for length in range(1, 5) if len(words) > length)

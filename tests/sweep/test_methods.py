@@ -33,7 +33,7 @@ def test_every_kind_of_method_has_its_points_in_one_report(tmp_path, preference_
     recipe = small_recipe(preference_folder)
     settings = {name: value for name, value in vars(recipe).items() if isinstance(value, int | float | str)}
     preset = tmp_path / "recipe.yaml"
-    preset.write_text(yaml.safe_dump({**settings, "rl_prompts": 4, "rl_steps": 2, "watched_pairs": 40}))
+    preset.write_text(yaml.safe_dump({**settings, "rl_prompts": 4, "rl_steps": 2, "monitored_pairs": 40}))
     space = ["--alignments", "dpo", "rpo", "iterated_by_proxy", "--betas", "0.1", "--rl-betas", "0.05"]
     space += ["--proxy-pairs", "16", "--ensembles", "worst", "--ensemble-pairs", "16", "--members", "2", "--seeds", "0"]
     done = run(tmp_path, "--preset", str(preset), *space, "--workers", "2")
@@ -50,12 +50,26 @@ def test_every_kind_of_method_has_its_points_in_one_report(tmp_path, preference_
 def test_the_whole_study_is_planned_before_anything_is_done(tmp_path):
     done = run(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stderr
-    # Eleven alignments at three betas, five choices of proxies at three betas and with best-of-n, over three seeds.
-    assert f"{3 * (11 * 3 + 5 * 3 + 5)} cells" in done.stdout
+    # Thirteen alignments at three betas, five choices of proxies at three betas and with best-of-n, over three seeds.
+    assert f"{3 * (13 * 3 + 5 * 3 + 5)} cells" in done.stdout
     assert not (tmp_path / "out").exists()
-    refused = run(tmp_path, "--dry-run", "--proxy-pairs", "9999")
-    assert refused.returncode == 2
-    assert "wants 9999 pairs, the recipe has 2048" in refused.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--proxy-pairs", "9999"], "wants 9999 pairs, the recipe has 2048"),
+        (["--members", "1"], "an ensemble has at least 2 members"),
+        (["--alignments", "--optimisers"], "nothing to compare"),
+        (["--alignments", "--optimisers", "best_of_n"], "needs a policy that is trained"),
+        (["--size", "7B"], "no size '7B'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, options, message):
+    done = run(tmp_path, *options)
+    assert done.returncode == 2
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_cells_of_several_kinds_are_shown_with_what_each_has():

@@ -42,6 +42,14 @@ def test_a_row_an_n_named_by_what_samples_are_chosen_by(store):
     assert set(rows["seed"]) == {4}
 
 
+def test_of_two_runs_of_a_cell_the_newer_counts(store):
+    client = open_store(store, create=False)
+    [old] = read_best_of_n(store, experiment="second")["run_id"].unique()
+    log(client, client.get_experiment_by_name("second").experiment_id, {}, reward_models=3, combine="worst")
+    [new] = read_best_of_n(store, experiment="second")["run_id"].unique()
+    assert new != old
+
+
 def test_one_experiment_or_study_alone(store):
     assert set(read_best_of_n(store, experiment="second")["objective"]) == {"best of n, worst of 3 reward models"}
     assert set(read_best_of_n(store, parent_run_id="0" * 32)["objective"]) == {"best of n"}

@@ -201,7 +201,8 @@ class Proxies:
         price: of disagreement, for uncertainty_weighted.
 
     Raises:
-        ValueError: no members, members of several policies, an unknown combination or a bad price.
+        ValueError: no members, or members of several policies, sizes, pairs or passes, or twice the same; an unknown
+            combination or a bad price.
     """
 
     members: tuple[Proxy, ...]
@@ -209,10 +210,16 @@ class Proxies:
     price: float = 0.5
 
     def __post_init__(self) -> None:
+        if not self.members:
+            raise ValueError("no proxies: name at least one reward model to optimise against")
         if len({member.labelled for member in self.members}) != 1:
             raise ValueError(
                 "proxies of one ensemble learn from the pairs of one policy: set their policy_size and policy_seed"
             )
+        if len({(member.size, member.pairs, member.passes) for member in self.members}) != 1:
+            raise ValueError("proxies of one ensemble differ in their seeds alone, got several sizes, pairs or passes")
+        if len(set(self.members)) != len(self.members):
+            raise ValueError("a proxy is named twice: an ensemble of copies is no ensemble")
         require_combination(self.combine, self.price)
 
     @property
@@ -226,11 +233,13 @@ class Proxies:
 
         >>> few = tuple(Proxy("0.4M", 256, seed, policy_seed=0) for seed in range(4))
         >>> Proxies(few[:1]).name, Proxies(few, "worst").name
-        ('proxy-0.4M-pairs256-seed0', 'proxy-0.4M-pairs256-seed0-4-worst')
+        ('proxy-0.4M-pairs256-seed0', 'proxy-0.4M-pairs256-seed0-and-1-2-3-worst')
         """
+        first, *others = self.members
+        if not others:
+            return first.name
         price = f"{self.price:g}" if self.combine == "uncertainty_weighted" else ""
-        several = f"-{len(self.members)}-{self.combine}{price}" if len(self.members) > 1 else ""
-        return self.members[0].name + several
+        return f"{first.name}-and-{'-'.join(str(other.seed) for other in others)}-{self.combine}{price}"
 
     @property
     def label(self) -> str:
@@ -341,7 +350,7 @@ class BestOfN(_AgainstProxies):
     @property
     def parameters(self) -> dict[str, Any]:
         """What a table of cells shows."""
-        return {"objective": "best_of_n", "size": self.size, "seed": self.seed, "proxy": self.proxies.label}
+        return {"objective": "best of n", "size": self.size, "seed": self.seed, "proxy": self.proxies.label}
 
 
 StudyCell = Cell | PolicyGradientCell | BestOfN

@@ -18,6 +18,7 @@ from typing import Any
 from lightning import seed_everything
 from mlflow import MlflowClient
 
+from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import load_tokenizer, read_model_checkpoint
 from overopt.checkpoints.stage_folder import StageFolder, read_record
@@ -47,10 +48,10 @@ from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
 from overopt.modules.step import StepModule
 from overopt.progress import progress_bar
-from overopt.reward_stages.best_of_n import BestOfNSettings, run_best_of_n
+from overopt.reward_stages.best_of_n import BestOfNSettings, BestOfNStudy, run_best_of_n
 from overopt.reward_stages.evaluate_reward import evaluate_reward_models
-from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_KL, BEST_WIN_RATE, RunEvaluations
-from overopt.tracking.runs import PARENT_TAG, find_run, finishing, log_metrics, log_params, start_run
+from overopt.run_evaluations import BEST_KL, BEST_N, BEST_WIN_RATE, RunEvaluations
+from overopt.tracking.runs import PARENT_TAG, PROXY_TAG, find_run, finishing, log_metrics, log_params, start_run
 from overopt.tracking.store import open_store
 from overopt.trainers import fit
 
@@ -132,6 +133,7 @@ class EmbeddedExperiment:
         then: Callable[[str], Mapping[str, float]] | None = None,
         past_peak: Callable[[], bool] | None = None,
         tags: Mapping[str, str] | None = None,
+        needs: Iterable[str] = (),
     ) -> Mapping[str, float]:
         """Train a module in a run of its own, or find it trained.
 
@@ -144,7 +146,9 @@ class EmbeddedExperiment:
             then: what to do after training with the run while it is open.
             past_peak: asked after each checkpoint whether to end there, and before a training is resumed.
             tags: of the run.
+            needs: tasks that its result depends on, and its data do not tell of.
         """
+        rule = self.recipe.peak
         settings = {
             "name": name,
             **module.parameters_to_log(),
@@ -153,7 +157,8 @@ class EmbeddedExperiment:
             "fingerprint": data.fingerprint,
             "max_steps": max_steps,
             "seed": seed,
-            **({} if past_peak is None else {"peak": asdict(self.recipe.peak)}),
+            **({} if past_peak is None and (then is None or rule == PeakRule()) else {"peak": asdict(rule)}),
+            **{f"key of {need}": self._key(need) for need in needs},
         }
         with StageFolder(self.out / name, settings, self.out) as stage:
             # Of this study: another one in the same store may have a run with equal settings.
@@ -178,7 +183,7 @@ class EmbeddedExperiment:
                         on_saved=past_peak,
                     )
                 self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
-                cost = Cost.of(read_model_checkpoint(self._checkpoint(name)).training)
+                cost = Cost.of(read_model_checkpoint(self._checkpoint(name)).training) or Cost()
             stage.finish({TRAINING_SECONDS: took, **cost.record(), **({} if then is None else then(run_id))})
             return stage.result
 
@@ -194,16 +199,21 @@ class EmbeddedExperiment:
 
     def _cost(self, names: Iterable[str]) -> Cost:
         """Of tasks that are done, each counted once."""
-        done = (Cost.of(read_record(self.out / name).get("result", {})) for name in dict.fromkeys(names))
-        return sum(done, Cost())
+        total = Cost()
+        for name in dict.fromkeys(names):
+            if (cost := Cost.of(read_record(self.out / name).get("result", {}))) is None:
+                raise ValueError(f"{self.out / name} does not say what it took: it is not done, or by other code")
+            total += cost
+        return total
 
     def _cost_of_proxies(self, proxies: Proxies) -> Cost:
-        """Of the pairs, the reward models, and the backbones that are no policy of theirs."""
-        names = [pairs_name(*proxies.policy)]
-        for member in proxies.members:
-            own = (member.size, member.seed) == proxies.policy
-            names += [member.name, *([] if own else [sft_name(member.size, member.seed)])]
-        return self._cost(names)
+        """Of the pairs that they learn from, the reward models, and the backbones that are not the policy."""
+        share = min(1.0, max(member.pairs for member in proxies.members) / self.recipe.pairs)
+        pairs = self._cost([pairs_name(*proxies.policy)]).part(share)
+        backbones = {(member.size, member.seed) for member in proxies.members} - {proxies.policy}
+        return pairs + self._cost(
+            [*(member.name for member in proxies.members), *(sft_name(*backbone) for backbone in sorted(backbones))]
+        )
 
     def sft(self, size: str, seed: int) -> Mapping[str, float]:
         """An SFT policy."""
@@ -219,11 +229,11 @@ class EmbeddedExperiment:
             file = folder / "sampled.jsonl"
             parts: list[Part] = ["gold", "evaluation"]
             sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
-            label_pairs_to_folder(file, folder / "labelled", None, 0, recipe.gold_loops)
+            label_pairs_to_folder(file, folder / "labelled", None, 0, recipe.gold_repetitions)
 
         settings = {"policy": self._key(name), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
-        if recipe.gold_loops:
-            settings["loops"] = True
+        if recipe.gold_repetitions:
+            settings["repetitions"] = True
         return self._make(GOLD_PAIRS, settings, work)
 
     def gold(self) -> Mapping[str, float]:
@@ -253,21 +263,22 @@ class EmbeddedExperiment:
         self, name: str, policy: str, draw: int, seed: int, labeller: str = GOLD
     ) -> Mapping[str, float]:
         recipe, gold = self.recipe, labeller == GOLD
-        # A proxy has learned from labels that the gold model's temperature had made more decisive.
-        judge = gold_reward_judge(self._checkpoint(labeller), recipe.gold_temperature if gold else 1.0)
 
         def work(folder: Path) -> Mapping[str, float]:
             file = folder / "sampled.jsonl"
             parts: list[Part] = ["train", "evaluation"]
             most = recipe.pairs, recipe.evaluation_prompts
+            # A proxy has learned from labels that the gold model's temperature had made more decisive.
+            judge = gold_reward_judge(self._checkpoint(labeller), recipe.gold_temperature if gold else 1.0)
             began = time.perf_counter()
             pairs = sample_pairs_to_file(str(self._checkpoint(policy)), file, None, None, parts, *most, draw)
             label_pairs_to_folder(file, folder / "labelled", judge, seed)
             seconds = time.perf_counter() - began
-            # Held-out pairs too: few beside the others.
+            # Held-out pairs, which come last, measure; they are no part of what training takes.
+            trained_on = pairs[: len(pairs) - recipe.evaluation_prompts]
             tokenizer = load_tokenizer(self._checkpoint(policy))
-            tokens = sum(len(tokenizer(text)["input_ids"]) for pair in pairs for text in (pair.first, pair.second))
-            return Cost(tokens, seconds).record()
+            tokens = sum(len(tokenizer(text)["input_ids"]) for pair in trained_on for text in (pair.first, pair.second))
+            return Cost(tokens, seconds * len(trained_on) / len(pairs)).record()
 
         settings = {
             "policy": self._key(policy),
@@ -302,6 +313,7 @@ class EmbeddedExperiment:
     def best_of_n(self, choice: BestOfN) -> Mapping[str, float]:
         """Best-of-n from an SFT policy; of its several n the best counts as the result."""
         recipe, policy, proxies = self.recipe, sft_name(choice.size, choice.seed), choice.proxies
+        pairs = pairs_name(choice.size, choice.seed)
         settings = BestOfNSettings(
             proxies.combine, proxies.price, choice.pool, choice.ns, recipe.evaluation_prompts, seed=choice.seed
         )
@@ -312,23 +324,35 @@ class EmbeddedExperiment:
                 [self._checkpoint(proxy.name) for proxy in proxies.members],
                 gold_reward_judge(self._checkpoint(GOLD), recipe.gold_temperature),
                 settings,
+                # The prompts that all other cells of this policy answer.
+                source="jsonl",
+                path=str(self.out / pairs / "labelled"),
                 out=folder,
                 tracking_uri=self.tracking_uri,
-                parent=self.study,
-                label=proxies.label,
-                cost=self._cost_of_proxies(proxies),
+                name=choice.name,
+                study=BestOfNStudy(self.study, proxies.label, self._cost_of_proxies(proxies)),
             )
-            best = max(table.to_dict("records"), key=lambda row: float(row["win_rate"]))
-            return {BEST_WIN_RATE: best["win_rate"], BEST_KL: best["kl_nats"], BEST_EXAMPLES_SEEN: 0.0}
+            rows = table.to_dict("records")
+            allowed = [row for row in rows if recipe.peak.allows(row["kl_nats"])] or rows[:1]
+            best = max(allowed, key=lambda row: float(row["win_rate"]))
+            return {BEST_WIN_RATE: best["win_rate"], BEST_KL: best["kl_nats"], BEST_N: float(best["n"])}
 
-        keys = {name: self._key(name) for name in (policy, GOLD, *(proxy.name for proxy in proxies.members))}
-        return self._make(choice.name, keys | asdict(settings) | {"gold_temperature": recipe.gold_temperature}, work)
+        needed = (policy, GOLD, pairs, *(proxy.name for proxy in proxies.members))
+        keys = {
+            **{name: self._key(name) for name in needed},
+            **asdict(settings),
+            "gold_temperature": recipe.gold_temperature,
+            "peak": asdict(recipe.peak),
+            # Its run is this study's: another one makes its own.
+            "study": self.study,
+        }
+        return self._make(choice.name, keys, work)
 
     def reference(self, size: str, seed: int) -> Mapping[str, float]:
         """The first row of every run with this reference: its samples, judged."""
 
         def work(folder: Path) -> None:
-            evaluator = self._open_evaluator(size, seed, self._watched_reward(size, seed))
+            evaluator = self._open_evaluator(size, seed, self._monitored_reward(size, seed))
             with progress_bar() as progress:
                 task = progress.add_task("evaluating the reference", total=self.recipe.evaluation_prompts)
                 samples = evaluator.sample_reference(lambda n: progress.advance(task, n))
@@ -336,11 +360,11 @@ class EmbeddedExperiment:
             with whole_file(folder / "metrics.json") as file:
                 file.write(json.dumps(samples.metrics).encode())
 
-        watched = self.recipe.watched_proxy(size, seed)
+        monitored = self.recipe.monitored_proxy(size, seed)
         settings = {
             "pairs": self._key(pairs_name(size, seed)),
             "prompts": self.recipe.evaluation_prompts,
-            **({} if watched is None else {"watched": self._key(watched.name)}),
+            **({} if monitored is None else {"monitored": self._key(monitored.name)}),
         }
         return self._make(reference_name(size, seed), settings, work)
 
@@ -368,14 +392,14 @@ class EmbeddedExperiment:
         )
         return Evaluator(samples)
 
-    def _watched_reward(self, size: str, seed: int) -> ProxyReward | None:
-        watched = self.recipe.watched_proxy(size, seed)
-        return None if watched is None else ProxyReward([self._checkpoint(watched.name)]).to(stage_device())
+    def _monitored_reward(self, size: str, seed: int) -> ProxyReward | None:
+        monitored = self.recipe.monitored_proxy(size, seed)
+        return None if monitored is None else ProxyReward([self._checkpoint(monitored.name)]).to(stage_device())
 
     def _evaluator(self, size: str, seed: int) -> Evaluator:
         """One a reference: all policies that are aligned to its pairs are evaluated by it."""
         if (size, seed) not in self._evaluators:
-            evaluator = self._open_evaluator(size, seed, self._watched_reward(size, seed))
+            evaluator = self._open_evaluator(size, seed, self._monitored_reward(size, seed))
             folder = self.out / reference_name(size, seed)
             metrics = json.loads((folder / "metrics.json").read_text())
             evaluator.know_reference(CheckpointEvaluation(metrics, read_completions(completions_path(folder, 0))))
@@ -385,6 +409,7 @@ class EmbeddedExperiment:
     def align(self, cell: Cell) -> Mapping[str, float]:
         """A policy aligned to the labelled pairs, evaluated."""
         rule, optimizer = self.recipe.peak, self.recipe.align_optimizer
+        monitored = self.recipe.monitored_proxy(cell.size, cell.seed)
         if cell.learning_rate is not None:
             optimizer = replace(optimizer, learning_rate=cell.learning_rate)
         began = time.perf_counter()
@@ -419,10 +444,11 @@ class EmbeddedExperiment:
             then=lambda run_id: self._evaluated(run_id, evaluations),
             past_peak=None if rule.standard_errors is None else evaluations.past_peak,
             tags=_tags(cell.parameters),
+            needs=[] if monitored is None else [monitored.name],
         )
 
     def optimise(self, cell: PolicyGradientCell) -> Mapping[str, float]:
-        """A policy gradient against proxies, on the prompts of the pairs; the gold model is watched."""
+        """A policy gradient against proxies, on the prompts of the pairs; the gold model is only watched."""
         recipe, proxies, optimizer = self.recipe, cell.proxies, self.recipe.rl_optimizer
         if cell.learning_rate is not None:
             optimizer = replace(optimizer, learning_rate=cell.learning_rate)
@@ -452,7 +478,14 @@ class EmbeddedExperiment:
             )
 
         return self._train(
-            cell.name, module, data, recipe.rl_steps, cell.seed, then=evaluate, tags=_tags(cell.parameters)
+            cell.name,
+            module,
+            data,
+            recipe.rl_steps,
+            cell.seed,
+            then=evaluate,
+            tags={**_tags(cell.parameters), PROXY_TAG: proxies.label},
+            needs=[GOLD, *(proxy.name for proxy in proxies.members)],
         )
 
     def _evaluated(self, run_id: str, evaluations: RunEvaluations) -> Mapping[str, float]:

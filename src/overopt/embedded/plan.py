@@ -7,6 +7,7 @@ from typing import NamedTuple
 from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy, StudyCell
 from overopt.embedded.experiment import EmbeddedExperiment
 from overopt.embedded.names import GOLD, GOLD_PAIRS, pairs_name, reference_name, round_pairs_name, sft_name
+from overopt.modules.policy_gradient import PolicyGradientObjective
 
 
 class Task(NamedTuple):
@@ -66,14 +67,16 @@ class _Plan:
 
     def add_optimised(self, cell: PolicyGradientCell) -> None:
         """A policy gradient with its proxies."""
+        # Refused before anything is trained.
+        PolicyGradientObjective(cell.objective, cell.beta, self.experiment.recipe.rl_samples, cell.kl)
         needs = self._reference(cell.size, cell.seed) + self._proxies(cell.proxies)
-        self.tasks[cell.name] = Task(needs, partial(self.experiment.optimise, cell))
+        self.tasks[cell.name] = Task(tuple(dict.fromkeys(needs)), partial(self.experiment.optimise, cell))
 
     def add_best_of_n(self, choice: BestOfN) -> None:
         """Best-of-n with its proxies."""
-        proxies = self._proxies(choice.proxies)
-        needs = sft_name(choice.size, choice.seed), GOLD, *proxies
-        self.tasks[choice.name] = Task(needs, partial(self.experiment.best_of_n, choice))
+        policy, pairs = self._sft(choice.size, choice.seed), self._pairs(choice.size, choice.seed)
+        needs = (policy, GOLD, pairs, *self._proxies(choice.proxies))
+        self.tasks[choice.name] = Task(tuple(dict.fromkeys(needs)), partial(self.experiment.best_of_n, choice))
 
     def add_proxy(self, proxy: Proxy) -> None:
         """A proxy with its backbone and its pairs."""
@@ -84,9 +87,10 @@ class _Plan:
         self.tasks.setdefault(proxy.name, Task(needs, partial(self.experiment.proxy, proxy)))
 
     def _proxies(self, proxies: Proxies) -> tuple[str, ...]:
+        """The reward models, and their backbones, whose cost counts."""
         for proxy in proxies.members:
             self.add_proxy(proxy)
-        return tuple(proxy.name for proxy in proxies.members)
+        return tuple(name for proxy in proxies.members for name in (sft_name(proxy.size, proxy.seed), proxy.name))
 
     def _sft(self, size: str, seed: int) -> str:
         name = sft_name(size, seed)
@@ -101,10 +105,10 @@ class _Plan:
     def _reference(self, size: str, seed: int) -> tuple[str, ...]:
         """What all policies from one reference need, its own evaluation last."""
         needs: tuple[str, ...] = (self._sft(size, seed), GOLD, self._pairs(size, seed))
-        watched = self.experiment.recipe.watched_proxy(size, seed)
-        if watched is not None:
-            self.add_proxy(watched)
-            needs = (*needs, watched.name)
+        monitored = self.experiment.recipe.monitored_proxy(size, seed)
+        if monitored is not None:
+            self.add_proxy(monitored)
+            needs = (*needs, monitored.name)
         name = reference_name(size, seed)
         self.tasks.setdefault(name, Task(needs, partial(self.experiment.reference, size, seed)))
         return (*needs, name)

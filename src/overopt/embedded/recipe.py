@@ -24,7 +24,7 @@ class Recipe:
         sft_steps: optimiser steps of the SFT policy.
         gold_steps: optimiser steps of the gold reward model.
         gold_pairs: posts of the gold part whose human summaries it learns to prefer.
-        gold_loops: whether the gold model learns that a phrase which goes round is worse than people's summaries too.
+        gold_repetitions: whether the gold model learns that degenerate repetition is worse than people's summaries.
             Without that, policy gradients find out that it is not.
         gold_temperature: divides the gold model's rewards, in labels and verdicts alike.
         pairs: sampled pairs that policies are aligned to.
@@ -34,9 +34,10 @@ class Recipe:
         rl_prompts: per optimiser step of a policy gradient.
         rl_steps: optimiser steps of a policy gradient.
         rl_samples: responses to each prompt of a policy gradient.
-        watched_pairs: so many of a policy's labelled pairs train a reward model of its size and seed, whose reward is
+        monitored_pairs: so many of a policy's labelled pairs train a reward model of its size and seed, whose reward is
             measured beside the gold one for the policies that are aligned to the pairs; 0: none does.
-        peak: which checkpoint of a run is its best, and whether a run past it goes on.
+        peak: which checkpoint of a run is its best, and whether a run past it goes on; policy
+            gradients go on in any case.
         sft_optimizer: of the SFT policy.
         gold_optimizer: of the gold reward model.
         align_optimizer: of alignment.
@@ -58,7 +59,7 @@ class Recipe:
     sft_steps: int = 1000
     gold_steps: int = 400
     gold_pairs: int = 6400
-    gold_loops: bool = False
+    gold_repetitions: bool = False
     gold_temperature: float = 0.5
     pairs: int = 2048
     align_batch_size: int = 32
@@ -67,7 +68,7 @@ class Recipe:
     rl_prompts: int = 32
     rl_steps: int = 256
     rl_samples: int = 4
-    watched_pairs: int = 0
+    monitored_pairs: int = 0
     peak: PeakRule = PeakRule()
     sft_optimizer: OptimizerSettings = OptimizerSettings("adamw", 4e-3, 0.05, "cosine")
     gold_optimizer: OptimizerSettings = OptimizerSettings("adamw", 2e-3, 0.1, "cosine")
@@ -75,11 +76,11 @@ class Recipe:
     rl_optimizer: OptimizerSettings = OptimizerSettings("adamw", 3e-4, 0.05)
 
     def __post_init__(self) -> None:
-        least = {"watched_pairs": 0}
+        least = {"monitored_pairs": 0}
         numbers = {name: value for name, value in vars(self).items() if type(value) is int}
         if low := [f"{name}={value}" for name, value in numbers.items() if value < least.get(name, 1)]:
             raise ValueError(f"a recipe needs at least 1 of everything, got {', '.join(low)}")
 
-    def watched_proxy(self, size: str, seed: int) -> Proxy | None:
+    def monitored_proxy(self, size: str, seed: int) -> Proxy | None:
         """The reward model that is measured beside the gold one for policies of a size and seed."""
-        return Proxy(size, self.watched_pairs, seed) if self.watched_pairs else None
+        return Proxy(size, self.monitored_pairs, seed) if self.monitored_pairs else None

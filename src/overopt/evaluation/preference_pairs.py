@@ -17,7 +17,7 @@ from overopt.evaluation.records import Comparison, read_json_lines, write_json_l
 from overopt.models.generation import sample_several
 from overopt.models.policy import Policy
 
-_LONGEST_PHRASE, _LONGEST_LOOP = 4, 20  # words
+_LONGEST_PHRASE, _LONGEST_REPETITION = 4, 20  # words
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ def label_by_judge(pairs: Sequence[SampledPair], judge: Judge, *, seed: int = 0)
     return LabelledPairs(rows, left_out)
 
 
-def label_by_human(pairs: Sequence[SampledPair], *, loops: bool = False, seed: int = 0) -> LabelledPairs:
+def label_by_human(pairs: Sequence[SampledPair], *, repetitions: bool = False, seed: int = 0) -> LabelledPairs:
     """The person's response over each of four others: what trains a gold reward model (Eq. 2).
 
     The others are both samples, the response to another post, and the person's own with its words shuffled
     or repeated. On samples alone a reward model never meets what an over-optimized policy writes, and may
-    value it above people's responses. A policy gradient finds what is still missing: a phrase that goes round.
+    value it above people's responses. A policy gradient finds what is still missing: degenerate repetition.
 
     Args:
         pairs: what :func:`sample_pairs` gave.
-        loops: add a fifth: a phrase of its own or of another response, repeated.
+        repetitions: add a fifth: a phrase of its own or of another response, repeated (degenerate repetition).
         seed: fixes which other post, and how words are shuffled.
     """
     generator = random.Random(seed)
@@ -160,9 +160,9 @@ def label_by_human(pairs: Sequence[SampledPair], *, loops: bool = False, seed: i
             yield pair, f"{pair.id} second", pair.human, pair.second
             yield pair, f"{pair.id} off topic", pair.human, generator.choice(pairs).human
             yield pair, f"{pair.id} disfluent", pair.human, _disfluent(pair.human, generator)
-            if loops:
+            if repetitions:
                 source = generator.choice([pair, generator.choice(pairs)])
-                yield pair, f"{pair.id} loop", pair.human, _loop(source.human, generator)
+                yield pair, f"{pair.id} repetition", pair.human, _repetition(source.human, generator)
 
     usable, left_out = _usable(comparisons())
     return LabelledPairs([_row(*comparison) for comparison in usable], left_out)
@@ -177,12 +177,12 @@ def _disfluent(response: str, generator: random.Random) -> str:
     return " " + " ".join(words)
 
 
-def _loop(response: str, generator: random.Random) -> str:
+def _repetition(response: str, generator: random.Random) -> str:
     words = response.split()
     length = generator.randint(1, _LONGEST_PHRASE)
     start = generator.randrange(max(1, len(words) - length + 1))
     phrase = words[start : start + length]
-    return " " + " ".join(phrase * generator.randint(2, _LONGEST_LOOP // length))
+    return " " + " ".join(phrase * generator.randint(2, _LONGEST_REPETITION // length))
 
 
 def _usable(

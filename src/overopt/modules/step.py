@@ -209,4 +209,4 @@ class StepModule(LightningModule):
                 "the checkpoint as data.tokenizer"
             )
         self.examples_seen = read_training(checkpoint)["examples_seen"]
-        self.cost = Cost.of(read_training(checkpoint))
+        self.cost = Cost.of(read_training(checkpoint)) or Cost()

@@ -82,6 +82,20 @@ class BestOfNSettings:
         require_combination(self.combine, self.price)
 
 
+class BestOfNStudy(NamedTuple):
+    """A study that compares best-of-n with other methods.
+
+    Attributes:
+        parent: id of the study's run.
+        label: of the reward models, in words.
+        cost: of the reward models, and of what they learned from.
+    """
+
+    parent: str
+    label: str
+    cost: Cost
+
+
 class ScoredPool(NamedTuple):
     """As many samples of each prompt, and what was measured on them; arrays of a row a prompt.
 
@@ -125,9 +139,8 @@ def run_best_of_n(
     path: str | None = None,
     out: Path | None = None,
     tracking_uri: str | None = None,
-    parent: str | None = None,
-    label: str | None = None,
-    cost: Cost = Cost(),
+    name: str | None = None,
+    study: BestOfNStudy | None = None,
 ) -> pd.DataFrame:
     """Stage ``best-of-n``; see :func:`overopt.stages.best_of_n`.
 
@@ -140,9 +153,8 @@ def run_best_of_n(
         path: file or folder of the source.
         out: folder of tables, figures and completions.
         tracking_uri: of the store.
-        parent: id of the run of the study that this belongs to.
-        label: of the reward models, in a study that compares several.
-        cost: of the reward models and what they learned from.
+        name: of the run.
+        study: that this belongs to.
 
     Returns:
         One row an n, as in best_of_n.csv.
@@ -189,12 +201,13 @@ def run_best_of_n(
     table = best_of_n_table(pool, settings.ns)
     title = f"best of n from {model_name(opened.causal_lm.config, opened.num_parameters)}"
     paths = _write(out, table, pool, title)
-    own = {
-        **({} if parent is None else {PARENT_TAG: parent}),
-        **({} if label is None else {PROXY_TAG: label}),
-        **({} if judging is None else judge_tags(judging)),
-    }
-    run = _track(client, table.assign(**cost.record()), paths, opened, policy, reward, settings, data, own)
+    own = {} if judging is None else judge_tags(judging)
+    tracked = table
+    if study is not None:
+        own |= {PARENT_TAG: study.parent, PROXY_TAG: study.label}
+        # One of one sample is the reference itself.
+        tracked = pd.concat([table, pd.DataFrame([study.cost.part(float(n > 1)).record() for n in table["n"]])], axis=1)
+    run = _track(client, tracked, paths, opened, policy, reward, settings, data, own, name)
     for line in summary(table):
         print(line)
     print(f"table, figure and completions in {out}, metrics in run {run}")
@@ -323,6 +336,7 @@ def _track(
     settings: BestOfNSettings,
     data: PreferenceDataModule,
     own: Mapping[str, str],
+    name: str | None,
 ) -> str:
     """One run, a step an n: not examples seen, as nothing is trained, which is why its stage is not align."""
     params = {
@@ -338,7 +352,7 @@ def _track(
     }
     identity = json.dumps([params, own, [_digest(each) for each in (Path(policy), *reward)]], default=str)
     tags = {_SETTINGS_TAG: hashlib.sha256(identity.encode()).hexdigest()}
-    name = f"{STAGE}-{params['model']}-seed{settings.seed}"
+    name = name or f"{STAGE}-{params['model']}-seed{settings.seed}"
     run = find_run(client, tags) or start_run(client, name, STAGE, tags=tags)
     with finishing(client, run):
         log_params(client, run, params)

@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_KL, BEST_WIN_RATE
+from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_KL, BEST_N, BEST_WIN_RATE
 from overopt.sweep.board import Board
 from overopt.sweep.queue import SECONDS, TaskState
 from overopt.sweep.worker import Worker
@@ -58,10 +58,8 @@ def best_cell(board: Board) -> str:
     if (best := best_trial(board)) is None:
         return ""
     name, told = best[0], best[1].user_attrs
-    return (
-        f"{name}: win rate {told[BEST_WIN_RATE]:.3f} at KL {told[BEST_KL]:.1f} nats, after "
-        f"{told[BEST_EXAMPLES_SEEN]:.0f} pairs"
-    )
+    where = f"the best of {told[BEST_N]:.0f}" if BEST_N in told else f"after {told[BEST_EXAMPLES_SEEN]:.0f} examples"
+    return f"{name}: win rate {told[BEST_WIN_RATE]:.3f} at KL {told[BEST_KL]:.1f} nats, {where}"
 
 
 def failed_tasks(board: Board) -> list[TaskState]:

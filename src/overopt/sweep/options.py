@@ -105,7 +105,7 @@ def add_recipe_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is trained")
     group.add_argument("--preset", type=Path, help="YAML of a recipe, as conf/sweep/ has them; the embedded default")
     group.add_argument("--prompts", type=int, help="held-out prompts; the preset's by default, as all below")
-    group.add_argument("--steps", type=int, help="optimiser steps of a cell")
+    group.add_argument("--steps", type=int, help="optimiser steps of an alignment")
     group.add_argument("--source", help="of the texts, as overopt data-report has it")
     group.add_argument("--path", help="file or folder of the source")
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
 
 import optuna
 import torch
@@ -21,11 +20,11 @@ from overopt.analysis.page.report import ReportPaths
 from overopt.analysis.store_report import report_from_store
 from overopt.checkpoints.checkpoint_names import checkpoint_path
 from overopt.checkpoints.stage_folder import remove_unfinished
-from overopt.embedded.cells import StudyCell
+from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, StudyCell
 from overopt.embedded.experiment import EmbeddedExperiment
 from overopt.embedded.plan import plan
 from overopt.embedded.recipe import Recipe
-from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_WIN_RATE
+from overopt.run_evaluations import BEST_EXAMPLES_SEEN, BEST_N, BEST_WIN_RATE
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.board import Board, parameters_of
 from overopt.sweep.cluster_jobs import JobsGoOnError, cancel, submit, wait_for
@@ -77,6 +76,10 @@ def run_sweep(
     console = Console()
     if len({cell.name for cell in cells}) != len(cells) or not cells:
         raise ValueError(f"a grid is cells that differ, got {len(cells)}, {len({cell.name for cell in cells})} of them")
+    if all(isinstance(cell, BestOfN) for cell in cells):
+        raise ValueError("a sweep's report needs a policy that is trained: best-of-n alone is overopt best-of-n")
+    # Refuses cells that the recipe has no room for, before anything is written.
+    plan(EmbeddedExperiment(options.folder, "", "", recipe), cells)
     if options.dry_run:
         _print_plan(console, cells, recipe, options, search)
         return None
@@ -123,6 +126,11 @@ def run_sweep(
         raise
 
 
+def shared_name(name: str) -> str:
+    """Of the study of what a study's cells share."""
+    return f"{name}: what cells share"
+
+
 def parent_run(client: MlflowClient, name: str, study: optuna.Study) -> str:
     """The study's run in the tracking store, made by whoever comes first."""
     known = study.user_attrs.get(PARENT_ATTRIBUTE)
@@ -146,7 +154,7 @@ def _board(
     def queue(name: str, tasks: dict[str, Parameters]) -> TaskQueue:
         return TaskQueue(storage, name, tasks, options.max_errors, options.max_deaths)
 
-    of_cells, of_shared = queue(options.name, parameters), queue(f"{options.name}: what cells share", shared)
+    of_cells, of_shared = queue(options.name, parameters), queue(shared_name(options.name), shared)
     return Board(experiment, of_cells, of_shared, list(cells), search)
 
 
@@ -161,7 +169,7 @@ def _conclude(board: Board, client: MlflowClient, console: Console, options: Swe
             options.folder / "report", study=experiment.study, tracking_uri=experiment.tracking_uri
         )
         console.print(f"best:          {best_cell(board)}", soft_wrap=True)
-        console.print(f"checkpoint:    {_best_checkpoint(board)}", soft_wrap=True)
+        console.print(f"checkpoint:    {_best_policy(board)}", soft_wrap=True)
     _say_where_to_look(console, client, experiment.study, options)
     console.print(f"{done} of {len(names)} cells done, in {_cell_seconds(board):.0f} s of summed cell time")
     if failures := failed_tasks(board):
@@ -178,13 +186,17 @@ def _say_where_to_look(console: Console, client: MlflowClient, study: str, optio
         console.print(f"compare runs:  {line}", soft_wrap=True)
 
 
-def _best_checkpoint(board: Board) -> Path:
+def _best_policy(board: Board) -> str:
     best = best_trial(board)
     assert best is not None  # some cell is done
-    name, seen = best[0], int(best[1].user_attrs[BEST_EXAMPLES_SEEN])
+    name, told = best[0], best[1].user_attrs
+    folder = board.experiment.out
+    reference = folder / board.plan[name].needs[0] / "checkpoints/last.ckpt"
+    if BEST_N in told:
+        return f"{reference}, of whose samples the best is taken"
     # Without a checkpoint within the KL budget, the reference is the best policy.
-    folder, needs = board.experiment.out, board.plan[name].needs
-    return checkpoint_path(folder / name / "checkpoints", seen) if seen else folder / needs[0] / "checkpoints/last.ckpt"
+    seen = int(told[BEST_EXAMPLES_SEEN])
+    return str(checkpoint_path(folder / name / "checkpoints", seen) if seen else reference)
 
 
 def _work_here(
@@ -298,9 +310,11 @@ def _print_plan(
     for name, task in tasks.items():
         console.print(f"{name}" + (f"  after {', '.join(task.needs)}" if name in shared and task.needs else ""))
     more = "" if search is None else f", and up to {search.runs - len(cells)} more, as those before them suggest,"
-    console.print(
-        f"{len(cells)} cells{more} after {len(shared)} tasks that they share; {recipe.align_steps} steps of "
-        f"{recipe.align_batch_size} pairs and {recipe.evaluation_prompts} prompts a checkpoint each",
-        soft_wrap=True,
-    )
+    parts = [f"{len(cells)} cells{more} after {len(shared)} tasks that they share"]
+    if any(isinstance(cell, Cell) for cell in cells):
+        parts.append(f"{recipe.align_steps} steps of {recipe.align_batch_size} pairs an alignment")
+    if any(isinstance(cell, PolicyGradientCell) for cell in cells):
+        parts.append(f"{recipe.rl_steps} steps of {recipe.rl_prompts} prompts a policy gradient")
+    parts.append(f"{recipe.evaluation_prompts} held-out prompts a checkpoint")
+    console.print("; ".join(parts), soft_wrap=True)
     console.print(f"storage {shown_uri(options.storage_url)}, folder {options.folder}", soft_wrap=True)

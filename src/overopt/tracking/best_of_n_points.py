@@ -25,7 +25,8 @@ def read_best_of_n(
 ) -> pd.DataFrame:
     """Finished runs of stage best_of_n, one row an n, with :data:`COLUMNS`; NaN where a metric was not logged.
 
-    A run that does not say of which model and seed it is, or chosen by what, is left out.
+    Of several runs of one cell (name, model, seed and data) the newest counts. A run that does not say of which model
+    and seed it is, or chosen by what, is left out.
 
     Args:
         tracking_uri: an MLflow store.
@@ -41,26 +42,40 @@ def read_best_of_n(
     experiments = [found.experiment_id for found in client.search_experiments() if experiment in (None, found.name)]
     if not experiments:  # which the store would take for all
         return pd.DataFrame(columns=list(COLUMNS))
-    runs = client.search_runs(experiments, f"{query} and attributes.status = 'FINISHED'", max_results=1000)
-    rows = [row for run in runs for row in _rows(client, run)]
+    found = client.search_runs(
+        experiments,
+        f"{query} and attributes.status = 'FINISHED'",
+        max_results=1000,
+        order_by=["attributes.start_time ASC"],
+    )
+    newest = {}
+    for run in found:
+        if (identity := _identity(run)) is not None:
+            cell = *(identity[name] for name in ("objective", "model", "seed")), run.data.params.get("data_fingerprint")
+            newest[cell] = run, identity
+    rows = [row for run, identity in newest.values() for row in _rows(client, run, identity)]
     return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["model", "run_id", "n"], ignore_index=True)
 
 
-def _rows(client: MlflowClient, run: Run) -> list[dict[str, object]]:
-    by_n: dict[int, dict[str, float]] = {}
-    for name in (*METRICS, *OWN_METRICS):
-        for metric in client.get_metric_history(run.info.run_id, f"eval/{name}"):
-            by_n.setdefault(metric.step, {})[name] = metric.value
+def _identity(run: Run) -> dict[str, object] | None:
     params, proxy = run.data.params, run.data.tags.get(PROXY_TAG)
     if not params.keys() >= _NEEDED or not params["reward_models"].isdigit():
-        return []
+        return None
     if proxy is None:
         several = int(params["reward_models"]) > 1
         proxy = f"{params['combine']} of {params['reward_models']} reward models" if several else ""
-    identity = {
+    return {
         "run_id": run.info.run_id,
         "objective": ", ".join(filter(None, ["best of n", proxy])),
         "model": params["model"],
         **{name: int(params[name]) for name in ("num_parameters", "seed")},
     }
+
+
+def _rows(client: MlflowClient, run: Run, identity: dict[str, object]) -> list[dict[str, object]]:
+    by_n: dict[int, dict[str, float]] = {}
+    for name in (*METRICS, *OWN_METRICS):
+        if f"eval/{name}" in run.data.metrics:
+            for metric in client.get_metric_history(run.info.run_id, f"eval/{name}"):
+                by_n.setdefault(metric.step, {})[name] = metric.value
     return [{**identity, "n": n, **metrics} for n, metrics in sorted(by_n.items())]

@@ -79,8 +79,8 @@ def paper_claims(points: pd.DataFrame, curves: Curves, falls: pd.DataFrame, laws
 
 
 def _of_the_paper(objective: str) -> bool:
-    head, _, rest = objective.partition(", ")
-    return head in PAPER_OBJECTIVES and (not rest or rest.startswith("length penalty"))
+    head, *rest = objective.split(", ")
+    return head in PAPER_OBJECTIVES and all(part.startswith("length penalty") for part in rest)
 
 
 def _slope(x: Float[np.ndarray, " value"], y: Float[np.ndarray, " value"], groups: np.ndarray) -> Estimate:

@@ -9,20 +9,24 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 ANCHOR = "dpo"
 """What a method is held against that is no variant of another."""
 _POLICY_GRADIENTS = ("rloo", "reinforce", "ppo")
-_BEST_OF_N = ("best of n", "best_of_n")
+_BEST_OF_N = "best of n"
+# How something was trained, which makes it no other method of alignment.
+_TRAINING = ("learning rate",)
 _SEVERAL = re.compile(r"[^,]+ of \d+ (?:prox(?:y|ies)|reward models)\b ?(?P<kind>[^,]*)")
 
 
 def family(method: str) -> Family:
     """The kind of a method.
 
-    >>> family("ipo"), family("dpo, length penalty 0.02"), family("best of n, proxy 0.4M on 256 pairs")
-    ('direct alignment', 'mitigations', 'RLHF and best-of-n')
+    >>> family("ipo, learning rate 0.01"), family("dpo, length penalty 0.02")
+    ('direct alignment', 'mitigations')
+    >>> family("best of n, proxy 0.4M on 256 pairs")
+    'RLHF and best-of-n'
     """
     head, *rest = method.split(", ")
-    if head in (*_POLICY_GRADIENTS, *_BEST_OF_N):
+    if head in (*_POLICY_GRADIENTS, _BEST_OF_N):
         return "RLHF and best-of-n"
-    return "mitigations" if rest else "direct alignment"
+    return "mitigations" if any(not part.startswith(_TRAINING) for part in rest) else "direct alignment"
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

@@ -219,10 +219,7 @@ def paired_effects(curve: MethodCurve, plain: MethodCurve) -> list[dict[str, obj
     pair = [one.of_seeds(seeds) for one in (curve, plain)]
     nearest, furthest = max(one.nearest for one in pair), min(one.furthest for one in pair)
     peaks = [seed_peaks(one) for one in pair]
-    effects = [
-        _effect("peak", math.nan, peaks[0].height - peaks[1].height),
-        _place_effect(*peaks),
-    ]
+    effects = [_height_effect(*peaks), _place_effect(*peaks)]
     if all(one.nearest < furthest for one in pair):
         near = [seed_peaks(one, furthest) for one in pair]
         if any(peak.end != "at the end" for peak in near):
@@ -234,11 +231,23 @@ def paired_effects(curve: MethodCurve, plain: MethodCurve) -> list[dict[str, obj
     return effects
 
 
+def _height_effect(peaks: SeedPeaks, plain: SeedPeaks) -> dict[str, object]:
+    """Of the peaks' heights: what is highest at an end of what was measured may be higher beyond."""
+    effect = _effect("peak", math.nan, peaks.height - plain.height)
+    up, down = (bool((each.at_start | each.at_end).any()) for each in (peaks, plain))
+    return _opened(effect, up=up, down=down)
+
+
 def _place_effect(peaks: SeedPeaks, plain: SeedPeaks) -> dict[str, object]:
     """Of the peaks' places: open on the side where one lies beyond what was measured."""
     effect = _effect("d_at_peak", math.nan, peaks.d - plain.d)
     up = bool((peaks.at_end | plain.at_start).any())
     down = bool((peaks.at_start | plain.at_end).any())
+    return _opened(effect, up=up, down=down)
+
+
+def _opened(effect: dict[str, object], *, up: bool, down: bool) -> dict[str, object]:
+    """A difference whose interval has no end on some side, hence no p-value."""
     found = Estimate(*(float(str(effect[name])) for name in ("difference", "low", "high")))
     if (up or down) and not math.isnan(found.low):
         found = Estimate(found.value, -math.inf if down else found.low, math.inf if up else found.high)

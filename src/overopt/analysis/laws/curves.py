@@ -19,7 +19,7 @@ POINT_SETS = ("final", "all")
 # Two coefficients, and one beta more so that a curve can be checked at all.
 MINIMUM_BETAS = 3
 # Nearer distances than this, relative to the largest, leave a law's coefficients open.
-_APART = 1e-3
+APART = 1e-3
 OBJECTIVE_NAMES = {
     "dpo": "DPO",
     "ipo": "IPO",
@@ -113,7 +113,7 @@ class Curve:
         """Whether there are betas, points and distances enough, and a reference where it is asked for."""
         enough = len(np.unique(self.beta)) >= MINIMUM_BETAS and len(self.d) >= 3
         positive = self.d[self.d > 0]
-        apart = len(positive) >= 2 and np.ptp(positive) > _APART * positive.max()
+        apart = len(positive) >= 2 and np.ptp(positive) > APART * positive.max()
         return bool(enough and apart) and (r0 != "measured" or math.isfinite(self.reference_win_rate))
 
     def r0(self, setting: R0Setting) -> float | None:

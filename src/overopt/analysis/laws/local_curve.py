@@ -14,6 +14,7 @@ Sources: Glad 1998, "Parametrically guided non-parametric regression"; Tukey 197
 import numpy as np
 from jaxtyping import Float
 
+from overopt.analysis.laws.curves import APART
 from overopt.analysis.laws.fitting import fit_law
 from overopt.analysis.laws.laws import log_law
 
@@ -23,8 +24,6 @@ PASSES = 3
 MINIMUM_POINTS = 3
 # Weight of the law among the points: decides where there are none.
 _LAW_WEIGHT = 0.1
-# Nearer distances than this, relative to the largest, leave the law open.
-_APART = 1e-3
 # Where a policy has not moved, relative to the largest distance: the logarithm needs a place for it.
 _NEAREST = 1e-3
 
@@ -43,7 +42,7 @@ def local_curve(
         ValueError: fewer than three points, or all of them at one distance.
     """
     positive = d[d > 0]
-    if len(d) < MINIMUM_POINTS or len(positive) < 2 or not np.ptp(positive) > _APART * positive.max():
+    if len(d) < MINIMUM_POINTS or len(positive) < 2 or not np.ptp(positive) > APART * positive.max():
         raise ValueError(f"{len(d)} checkpoints, at least {MINIMUM_POINTS} at several distances needed for a curve")
     law = fit_law(log_law, d, gain, r0=0.0)
     floor = _NEAREST * float(d.max())

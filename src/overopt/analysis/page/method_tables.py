@@ -23,8 +23,9 @@ _HOW_TO_READ = (
     "KL beside it, the furthest that every seed went; further runs could fall further. A peak at an end of what was "
     "measured is a bound; “undecided” says that the interval of the fall holds 0, or that there is none. Intervals are "
     "Student's over seeds and need three; all seeds answer the same prompts. Costs are those of the checkpoint that is "
-    "best in the mean, with all that it took beyond the reference: samples and their labels, reward models, earlier "
-    "rounds."
+    "best in the mean, with all that it took beyond the reference: samples and their labels, reward models with their "
+    "backbones, earlier rounds. Best-of-n draws its n samples anew for every answer, which is not in it; the seconds "
+    "of RLHF hold the scoring of its samples, by the reference too."
 )
 _HOW_TO_COMPARE = (
     "Paired by seed, less the plain method that is varied: for an ensemble of proxies the single proxy, and where "

@@ -171,14 +171,14 @@ def methods(found: Methods) -> list[str]:
     gold = found.table[found.table["proxy_at_peak"].notna()]
     # By the gold reward where there is one, else by the win rate.
     gold = gold[gold["measure"] == "gold_reward"] if (gold["measure"] == "gold_reward").any() else gold
-    sentences = [
-        "The gold reward stands for what people want; in a study like this one it is a model that drew the labels of "
-        "all preferences, and no policy sees it. The proxy is a reward model fitted to a few of those labels, as a "
-        "policy of direct alignment is itself. Over-optimization is what the proxy cannot see: it still rises while "
-        "the gold reward falls. All of a method's betas and checkpoints lie on one curve against √KL, how far the "
-        "policy went.",
-    ]
+    sentences = ["All of a method's betas and checkpoints lie on one curve against √KL, how far the policy went."]
     if len(gold):
+        sentences.insert(
+            0,
+            "The gold reward, or the judge, stands for what people want, and no policy is trained on it. The proxy is "
+            "a reward model of preferences that were labelled by it, as a policy of direct alignment is itself. "
+            "Over-optimization is what the proxy cannot see: it still rises while quality falls.",
+        )
         sentences.append(_goodhart(gold))
     return sentences
 
