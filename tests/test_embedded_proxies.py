@@ -8,6 +8,7 @@ import pytest
 
 from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import read_model_checkpoint
+from overopt.cli import main
 from overopt.data.datamodule import data_of_checkpoint
 from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy
 from overopt.embedded.experiment import EmbeddedExperiment
@@ -119,6 +120,12 @@ def test_a_policy_is_optimised_against_an_ensemble_beside_an_aligned_one_and_bes
     assert (optimised["cost_seconds"].diff().dropna() > 0).all()
     assert aligned["cost_tokens"].iloc[-1] == cost("pairs-0.4M-seed0", cells[1].name).tokens
     assert {name: task.run() for name, task in tasks.items()} == results
+
+    # Evaluated again by hand, a checkpoint does not know of the pairs and reward models: what is known stays.
+    last = experiment.out / cells[0].name / "checkpoints" / "last.ckpt"
+    main(["evaluate", str(last), "--num-prompts", "4", "--tracking-uri", experiment.tracking_uri])
+    again, _ = read_points(experiment.tracking_uri, parent_run_id=experiment.study)
+    assert again.set_index(["objective", "examples_seen"])["cost_tokens"].equals(points["cost_tokens"])
 
 
 def rows_of(folder):

@@ -202,6 +202,19 @@ def test_effects_name_baseline_seeds_and_the_kl_that_both_went_to() -> None:
     assert set(effects["num_seeds"]) == {3}
 
 
+def test_a_peak_beyond_what_was_measured_is_not_said_to_be_lower() -> None:
+    near = make_methods({"ipo": (0.19, 0.03)}, furthest=1.0, noise=0.001, between=0.01)
+    points = pd.concat([make_methods({"dpo": LAW}, noise=0.001, between=0.01), near], ignore_index=True)
+    found = compare_methods(points)
+    assert row(found.table, "ipo")["peak_is"] == "at the end"
+    peak = row(found.effects, "ipo", quantity="peak")
+    assert peak["difference"] < 0
+    assert peak["high"] == math.inf
+    assert math.isnan(peak["p_value"])
+    assert peak["verdict"] == "undecided"
+    assert row(found.effects, "ipo", quantity="at_kl", kl_nats=1.0)["verdict"] == "higher"
+
+
 def test_only_seeds_of_both_are_compared() -> None:
     points = pd.concat(
         [make_methods({"dpo": LAW}, seeds=(0, 1, 2)), make_methods({"ipo": OTHER}, seeds=(1, 2, 3, 4))],
