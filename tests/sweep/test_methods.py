@@ -44,7 +44,9 @@ def test_every_kind_of_method_has_its_points_in_one_report(tmp_path, preference_
     assert sorted(filter(None, shown)) == 2 * ["proxy 0.4M on 16 pairs"] + 2 * ["worst of 2 proxies 0.4M on 16 pairs"]
     points = pd.read_csv(tmp_path / "out/report/points.csv")
     assert points["objective"].nunique() == 5
-    assert points[["proxy_reward", "gold_reward", "cost_tokens", "cost_seconds"]].notna().all(axis=None)
+    assert points[["proxy_reward", "gold_reward", "cost_tokens"]].notna().all(axis=None)
+    costs = pd.read_csv(tmp_path / "out/report/costs.csv")
+    assert (costs.loc[costs["examples_seen"] > 0, "cost_seconds"] > 0).all()
 
 
 def test_the_whole_study_is_planned_before_anything_is_done(tmp_path):

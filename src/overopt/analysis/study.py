@@ -9,6 +9,7 @@ from overopt.analysis.advice.advice_text import AdviceSection, advice_section
 from overopt.analysis.findings.claim import Claim, claims_table
 from overopt.analysis.findings.claims import paper_claims
 from overopt.analysis.findings.falls import fall_tests
+from overopt.analysis.findings.method_curves import COSTS
 from overopt.analysis.findings.methods import Methods, compare_methods
 from overopt.analysis.findings.over_optimization import OverOptimization, over_optimization
 from overopt.analysis.findings.rank_correlation import rank_correlations
@@ -55,8 +56,11 @@ class StudyAnalysis:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         """By the name of their file."""
+        costs = self.points.reindex(columns=["run_id", "examples_seen", *COSTS])
         return {
-            "points": self.points,
+            # Seconds, which no seed repeats, have a table of their own.
+            "points": self.points.drop(columns="cost_seconds", errors="ignore"),
+            **({"costs": costs} if costs[list(COSTS)].notna().any(axis=None) else {}),
             "fits": self.fits.table,
             "intervals": self.fits.intervals,
             "falls": self.falls,
