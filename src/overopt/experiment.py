@@ -173,14 +173,11 @@ def evaluate_checkpoints(
             evaluator.settings["sampler"] = "a completions server"
         policies = sum(len(paths) if row == "checkpoint" else 1 for row in rows)
         task = progress.add_task("evaluating", total=policies * num_prompts)
-        evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n), rows)
+        # A run that has costs is a sweep's, which knows what the training was made of too.
+        known = client is not None and "eval/cost_tokens" in client.get_run(run_id).data.metrics
+        before = None if known else Cost()
+        evaluations = evaluate_paths(evaluator, paths, out, lambda n: progress.advance(task, n), rows, before)
     if client is not None and run_id is not None:
-        if "eval/cost_tokens" in client.get_run(run_id).data.metrics:
-            # Of a sweep, which knows what the training was made of too.
-            evaluations = {
-                seen: CheckpointEvaluation({k: v for k, v in metrics.items() if not k.startswith("eval/cost_")}, done)
-                for seen, (metrics, done) in evaluations.items()
-            }
         record_evaluations(client, run_id, evaluations, out, evaluator)
     print_evaluations(evaluations)
     if server is not None:
@@ -194,11 +191,12 @@ def evaluate_paths(
     out: Path,
     on_batch: Callable[[int], None],
     rows: Collection[Row] = ("reference", "checkpoint"),
-    cost_before: Cost = Cost(),
+    cost_before: Cost | None = Cost(),
 ) -> dict[int, CheckpointEvaluation]:
     """Evaluate checkpoints of one run, the reference first, by examples seen; keep completions in ``out``.
 
-    ``cost_before``, of what the run was trained on, is added to what each checkpoint says that its training took.
+    ``cost_before``, of what the run was trained on, is added to what each checkpoint says that its training took;
+    with ``None`` costs are no metrics.
     """
     first = read_model_checkpoint(paths[0])
     alignment = alignment_of(first)
@@ -213,13 +211,14 @@ def evaluate_paths(
         write_completions(completions_path(out, examples_seen), evaluations[examples_seen].completions)
 
     if "reference" in rows:
-        evaluate(0, evaluator.reference, Cost())
+        evaluate(0, evaluator.reference, None if cost_before is None else Cost())
     for path in paths if "checkpoint" in rows else ():
         checkpoint = read_model_checkpoint(path)
         if checkpoint.description.shape != first.description.shape:
             raise ValueError(f"{path} holds a {checkpoint.description.shape}; {paths[0]} a {first.description.shape}")
         own = Cost.of(checkpoint.training)
-        evaluate(checkpoint.training["examples_seen"], open_policy(path), None if own is None else cost_before + own)
+        cost = None if own is None or cost_before is None else cost_before + own
+        evaluate(checkpoint.training["examples_seen"], open_policy(path), cost)
     return evaluations
 
 

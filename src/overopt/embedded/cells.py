@@ -70,7 +70,7 @@ class Cell:
             raise ValueError(f"labels of later rounds are by gold or proxy, got {self.round_labels!r}")
         if self.rounds == 1 and (self.round_reference, self.round_labels) != ("first", "gold"):
             raise ValueError("round_reference and round_labels are of rounds after the first, got rounds=1")
-        require_size(self.size)
+        _require_size(self.size)
         _require_learning_rate(self.learning_rate)
 
     @property
@@ -167,7 +167,7 @@ class Proxy:
 
     def __post_init__(self) -> None:
         for size in (self.size, self.labelled[0]):
-            require_size(size)
+            _require_size(size)
         if self.pairs < 1 or self.passes < 1:
             raise ValueError(f"a proxy needs at least 1 of pairs and passes, got {self.pairs} and {self.passes}")
 
@@ -357,7 +357,7 @@ StudyCell = Cell | PolicyGradientCell | BestOfN
 """What a study compares: each has a run, and points against the KL from its SFT policy."""
 
 
-def require_size(size: str) -> None:
+def _require_size(size: str) -> None:
     """Raise a ValueError for a size that the embedded default has not."""
     if size not in EMBEDDED_SIZES:
         raise ValueError(f"no size {size!r}; the embedded default has {', '.join(EMBEDDED_SIZES)}")

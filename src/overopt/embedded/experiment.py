@@ -43,6 +43,7 @@ from overopt.models.compute import stage_device
 from overopt.models.policy import EMBEDDED_SIZES
 from overopt.models.proxy_reward import ProxyReward
 from overopt.modules.direct_alignment import DirectAlignmentModule
+from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.policy_gradient import PolicyGradientModule
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
@@ -123,6 +124,14 @@ class EmbeddedExperiment:
     def _key(self, name: str) -> str:
         return str(read_record(self.out / name)["key"])
 
+    def _keys(self, names: Iterable[str]) -> dict[str, str]:
+        """Of tasks that a result depends on, and its data do not tell of."""
+        return {f"key of {name}": self._key(name) for name in names}
+
+    def _peak(self) -> dict[str, Any]:
+        """The rule by which a run's best checkpoint is found; the usual one is no setting."""
+        return {} if self.recipe.peak == PeakRule() else {"peak": asdict(self.recipe.peak)}
+
     def _train(
         self,
         name: str,
@@ -133,7 +142,7 @@ class EmbeddedExperiment:
         then: Callable[[str], Mapping[str, float]] | None = None,
         past_peak: Callable[[], bool] | None = None,
         tags: Mapping[str, str] | None = None,
-        needs: Iterable[str] = (),
+        also: Mapping[str, Any] | None = None,
     ) -> Mapping[str, float]:
         """Train a module in a run of its own, or find it trained.
 
@@ -146,9 +155,8 @@ class EmbeddedExperiment:
             then: what to do after training with the run while it is open.
             past_peak: asked after each checkpoint whether to end there, and before a training is resumed.
             tags: of the run.
-            needs: tasks that its result depends on, and its data do not tell of.
+            also: what else its result depends on.
         """
-        rule = self.recipe.peak
         settings = {
             "name": name,
             **module.parameters_to_log(),
@@ -157,8 +165,7 @@ class EmbeddedExperiment:
             "fingerprint": data.fingerprint,
             "max_steps": max_steps,
             "seed": seed,
-            **({} if past_peak is None and (then is None or rule == PeakRule()) else {"peak": asdict(rule)}),
-            **{f"key of {need}": self._key(need) for need in needs},
+            **(also or {}),
         }
         with StageFolder(self.out / name, settings, self.out) as stage:
             # Of this study: another one in the same store may have a run with equal settings.
@@ -408,10 +415,7 @@ class EmbeddedExperiment:
 
     def align(self, cell: Cell) -> Mapping[str, float]:
         """A policy aligned to the labelled pairs, evaluated."""
-        rule, optimizer = self.recipe.peak, self.recipe.align_optimizer
-        monitored = self.recipe.monitored_proxy(cell.size, cell.seed)
-        if cell.learning_rate is not None:
-            optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        rule, monitored = self.recipe.peak, self.recipe.monitored_proxy(cell.size, cell.seed)
         began = time.perf_counter()
         evaluator = self._evaluator(cell.size, cell.seed)
         opened = time.perf_counter() - began
@@ -432,9 +436,8 @@ class EmbeddedExperiment:
             **asdict(cell.alignment),
             moving_reference=cell.reference_updates,
             policy=start,
-            optimizer=optimizer,
+            optimizer=_with_rate(self.recipe.align_optimizer, cell.learning_rate),
         )
-
         return self._train(
             cell.name,
             module,
@@ -444,14 +447,12 @@ class EmbeddedExperiment:
             then=lambda run_id: self._evaluated(run_id, evaluations),
             past_peak=None if rule.standard_errors is None else evaluations.past_peak,
             tags=_tags(cell.parameters),
-            needs=[] if monitored is None else [monitored.name],
+            also={**self._peak(), **({} if monitored is None else self._keys([monitored.name]))},
         )
 
     def optimise(self, cell: PolicyGradientCell) -> Mapping[str, float]:
         """A policy gradient against proxies, on the prompts of the pairs; the gold model is only watched."""
-        recipe, proxies, optimizer = self.recipe, cell.proxies, self.recipe.rl_optimizer
-        if cell.learning_rate is not None:
-            optimizer = replace(optimizer, learning_rate=cell.learning_rate)
+        recipe, proxies = self.recipe, cell.proxies
         module = PolicyGradientModule(
             str(self._checkpoint(sft_name(cell.size, cell.seed))),
             [str(self._checkpoint(proxy.name)) for proxy in proxies.members],
@@ -462,7 +463,7 @@ class EmbeddedExperiment:
             reward_combination=proxies.combine,
             disagreement_price=proxies.price,
             gold=str(self._checkpoint(GOLD)),
-            optimizer=optimizer,
+            optimizer=_with_rate(recipe.rl_optimizer, cell.learning_rate),
         )
         data = self._preferences(pairs_name(cell.size, cell.seed), cell.size, cell.seed, batch_size=recipe.rl_prompts)
 
@@ -485,7 +486,7 @@ class EmbeddedExperiment:
             cell.seed,
             then=evaluate,
             tags={**_tags(cell.parameters), PROXY_TAG: proxies.label},
-            needs=[GOLD, *(proxy.name for proxy in proxies.members)],
+            also={**self._peak(), **self._keys([GOLD, *(proxy.name for proxy in proxies.members)])},
         )
 
     def _evaluated(self, run_id: str, evaluations: RunEvaluations) -> Mapping[str, float]:
@@ -497,6 +498,10 @@ class EmbeddedExperiment:
         record_evaluations(self.client, run_id, evaluations.evaluations, evaluations.completions, evaluations.evaluator)
         log_metrics(self.client, run_id, evaluations.best, step=max(evaluations.evaluations))
         return {**evaluations.best, EVALUATION_SECONDS: evaluations.seconds}
+
+
+def _with_rate(optimizer: OptimizerSettings, learning_rate: float | None) -> OptimizerSettings:
+    return optimizer if learning_rate is None else replace(optimizer, learning_rate=learning_rate)
 
 
 def _tags(parameters: Mapping[str, Any]) -> dict[str, str]:
