@@ -6,35 +6,18 @@ Runs ``sweeps/beta_grid.py`` (or goes on with it) and says what its cells took, 
 points, fits and figures.
 """
 
-import argparse
-import math
-from pathlib import Path
-
-import optuna
 import pandas as pd
 from kept import keep_report, keep_summary
-from sweep_scripts import run_script
-
-from overopt.sweep.queue import SECONDS
-from overopt.sweep.run import PARENT_ATTRIBUTE
-from overopt.tracking.store import open_store
+from sweep_scripts import run_script, sweep_arguments, sweep_record
 
 HOURS = 2.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/sweeps/beta_grid"))
-    parser.add_argument("--keep", type=Path, default=None, help="folder for points, fits, figures and the summary")
-    parser.add_argument("sweep", nargs="*", help="more options of sweeps/beta_grid.py, after --")
-    arguments = parser.parse_args()
+    arguments = sweep_arguments(__doc__, "beta_grid")
     run_script("beta_grid.py", "--out", arguments.out, *arguments.sweep)
 
-    storage = f"sqlite:///{arguments.out.resolve()}/sweep.db"
-    study = optuna.load_study(study_name="beta_grid", storage=storage)
-    trials = study.trials
-    done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials)
-    hours = math.fsum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials) / 3600
+    done, hours, commit = sweep_record(arguments.out, "beta_grid", with_shared=False)
     points = pd.read_csv(arguments.out / "report" / "points.csv")
     trained = points[points.examples_seen > 0]
     by_size = trained.loc[trained.groupby(["model", "objective"]).win_rate.idxmax()]
@@ -44,10 +27,8 @@ def main() -> None:
         f"after {row.epoch_fraction:.1f} epochs, KL {row.kl_nats:.1f} nats; reference {reference[row.model]:.3f}"
         for row in by_size.itertuples()
     ]
-    # A grid takes sittings; the code it was begun with is the code that all its cells ran.
-    parent = open_store(None, create=False).get_run(study.user_attrs[PARENT_ATTRIBUTE])
     seeds = ", ".join(str(seed) for seed in sorted(points.seed.unique()))
-    lines.append(f"seed {seeds}; cells computed by commit {parent.data.params['git_commit']}")
+    lines.append(f"seed {seeds}; cells computed by commit {commit}")
     verdict = "under" if hours < HOURS else "over"
     lines.append(f"{done} cells in {hours:.2f} hours of summed cell time, {verdict} {HOURS}")
     if arguments.keep is not None:

@@ -7,42 +7,23 @@ its gold reward falls, what ensembles do to the peak, and what each mitigation d
 copies points, tables and figures. The last line says what all tasks took, what cells share included.
 """
 
-import argparse
-import math
 from collections.abc import Iterator
-from pathlib import Path
 
-import optuna
 import pandas as pd
 from kept import keep_report, keep_summary
-from sweep_scripts import run_script
-
-from overopt.sweep.queue import SECONDS
-from overopt.sweep.run import PARENT_ATTRIBUTE, shared_name
-from overopt.tracking.store import open_store
+from sweep_scripts import run_script, sweep_arguments, sweep_record
 
 HOURS = 3.0
 WORKERS = 2  # one a core
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/sweeps/methods"))
-    parser.add_argument("--keep", type=Path, default=None, help="folder for points, tables, figures and the summary")
-    parser.add_argument("sweep", nargs="*", help="more options of sweeps/methods.py, after --")
-    arguments = parser.parse_args()
+    arguments = sweep_arguments(__doc__, "methods")
     run_script("methods.py", "--out", arguments.out, "--workers", WORKERS, *arguments.sweep)
 
     report = arguments.out / "report"
     methods, effects = (pd.read_csv(report / f"{name}.csv") for name in ("methods", "method_effects"))
-    storage = f"sqlite:///{arguments.out.resolve()}/sweep.db"
-    study, shared = (
-        optuna.load_study(study_name=name, storage=storage) for name in ("methods", shared_name("methods"))
-    )
-    trials = [*study.trials, *shared.trials]
-    done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials)
-    hours = math.fsum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials) / 3600
-    commit = open_store(None, create=False).get_run(study.user_attrs[PARENT_ATTRIBUTE]).data.params["git_commit"]
+    done, hours, commit = sweep_record(arguments.out, "methods", with_shared=True)
     lines = [
         "gains of the gold reward over the reference [logits], with 95% intervals over seeds:",
         *peaks(methods[methods["measure"] == "gold_reward"]),
