@@ -94,7 +94,7 @@ class Panel:
         family: column.
         row: a key of :data:`ROWS`.
         series: its methods, and the anchor.
-        reference_win_rate: mean over methods; 0 for rewards.
+        reference: win rate of the reference, mean over methods; 0 for rewards, which are gains.
     """
 
     model: str
