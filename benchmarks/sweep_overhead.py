@@ -19,7 +19,8 @@ from pathlib import Path
 import optuna
 from tables import machine, write_table
 
-from overopt.embedded.experiment import EVALUATION_SECONDS, TRAINING_SECONDS, EmbeddedExperiment
+from overopt.embedded.experiment import EVALUATION_SECONDS, EmbeddedExperiment
+from overopt.embedded.task_folders import TRAINING_SECONDS
 from overopt.sweep.queue import SECONDS
 
 HERE = Path(__file__).parent

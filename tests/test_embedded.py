@@ -114,12 +114,12 @@ def done(tmp_path_factory, preference_folder):
 def test_a_later_round_starts_from_the_last_policy_on_its_own_pairs(done):
     experiment, (first, last, *_), _ = done
     one = first.round_before.name
-    sft = str(experiment._checkpoint("sft-0.4M-seed0"))
+    sft = str(experiment.tasks.checkpoint("sft-0.4M-seed0"))
     for cell, reference, start in (
-        (first, sft, experiment._checkpoint(one)),
-        (last, experiment._checkpoint(one), None),
+        (first, sft, experiment.tasks.checkpoint(one)),
+        (last, experiment.tasks.checkpoint(one), None),
     ):
-        checkpoint = read_model_checkpoint(experiment._checkpoint(cell.name))
+        checkpoint = read_model_checkpoint(experiment.tasks.checkpoint(cell.name))
         assert checkpoint.training["reference"] == str(reference)
         assert checkpoint.training.get("policy") == (None if start is None else str(start))
         assert checkpoint.data["path"] == str(experiment.out / f"pairs-{one}" / "labelled")
@@ -177,7 +177,7 @@ def test_done_again_nothing_is_trained(done):
 def test_the_key_of_a_stage_without_mitigations_is_that_of_the_settings_it_always_had(done):
     experiment, (first, *_), _ = done
     cell, recipe = first.round_before, experiment.recipe
-    data = read_model_checkpoint(experiment._checkpoint(cell.name)).data
+    data = read_model_checkpoint(experiment.tasks.checkpoint(cell.name)).data
     fingerprint = experiment._preferences("pairs-0.4M-seed0", "0.4M", 0).fingerprint
     settings = {
         "name": "dpo-beta0.1-0.4M-seed0",
@@ -186,7 +186,7 @@ def test_the_key_of_a_stage_without_mitigations_is_that_of_the_settings_it_alway
         "length_penalty": 0.0,
         "label_smoothing": 0.0,
         "smoothing": "conservative",
-        "reference": str(experiment._checkpoint("sft-0.4M-seed0")),
+        "reference": str(experiment.tasks.checkpoint("sft-0.4M-seed0")),
         "optimizer": vars(recipe.align_optimizer),
         "data": {name: value for name, value in data.items() if name != "cache_dir"},
         "fingerprint": fingerprint,

@@ -9,25 +9,22 @@ optimised against proxies, and best-of-n. Each is a task with a folder of its ow
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lightning import seed_everything
-from mlflow import MlflowClient
-
 from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import load_tokenizer, read_model_checkpoint
-from overopt.checkpoints.stage_folder import StageFolder, read_record
 from overopt.checkpoints.whole_file import whole_file
 from overopt.data.datamodule import PreferenceDataModule
 from overopt.data.splits import Part
 from overopt.embedded.cells import BestOfN, Cell, PolicyGradientCell, Proxies, Proxy
 from overopt.embedded.names import GOLD, GOLD_PAIRS, pairs_name, reference_name, round_pairs_name, sft_name
 from overopt.embedded.recipe import Recipe
+from overopt.embedded.task_folders import TaskFolders
 from overopt.evaluation.checkpoint_metrics import CheckpointEvaluation, Evaluator, SampleEvaluator
 from overopt.evaluation.judges.gold_reward import gold_reward_judge
 from overopt.evaluation.records import read_completions, write_completions
@@ -47,18 +44,14 @@ from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.policy_gradient import PolicyGradientModule
 from overopt.modules.reward_modeling import RewardModule
 from overopt.modules.sft import SFTModule
-from overopt.modules.step import StepModule
 from overopt.progress import progress_bar
 from overopt.reward_stages.best_of_n import BestOfNSettings, BestOfNStudy, run_best_of_n
 from overopt.reward_stages.evaluate_reward import evaluate_reward_models
 from overopt.run_evaluations import BEST_KL, BEST_N, BEST_WIN_RATE, RunEvaluations
-from overopt.tracking.runs import PARENT_TAG, PROXY_TAG, find_run, finishing, log_metrics, log_params, start_run
-from overopt.tracking.store import open_store
-from overopt.trainers import fit
+from overopt.tracking.runs import PROXY_TAG, log_metrics
 
-TRAINING_SECONDS, EVALUATION_SECONDS = "training_seconds", "evaluation_seconds"
-"""How long a task trained, waits for evaluations included, and how long it evaluated in its last sitting, from opening
-policies, judge and prompts."""
+EVALUATION_SECONDS = "evaluation_seconds"
+"""How long a task evaluated in its last sitting, from opening policies, judge and prompts."""
 
 #: Between the seeds of one round's pairs and the next one's: more than a study has seeds.
 _DRAWS_OF_A_ROUND = 1000
@@ -85,9 +78,9 @@ class EmbeddedExperiment:
         return self._texts().fingerprint
 
     @cached_property
-    def client(self) -> MlflowClient:
-        """Of the tracking store."""
-        return open_store(self.tracking_uri, create=True)
+    def tasks(self) -> TaskFolders:
+        """Where each task is kept."""
+        return TaskFolders(self.out, self.tracking_uri, self.study)
 
     @cached_property
     def _evaluators(self) -> dict[tuple[str, int], Evaluator]:
@@ -118,119 +111,28 @@ class EmbeddedExperiment:
         recipe = self.recipe
         return self._data(source=recipe.source, path=recipe.path, gold_fraction=recipe.gold_fraction, **changes)
 
-    def _checkpoint(self, name: str) -> Path:
-        return self.out / name / "checkpoints" / "last.ckpt"
-
-    def _key(self, name: str) -> str:
-        return str(read_record(self.out / name)["key"])
-
-    def _keys(self, names: Iterable[str]) -> dict[str, str]:
-        """Of tasks that a result depends on, and its data do not tell of."""
-        return {f"key of {name}": self._key(name) for name in names}
-
     def _peak(self) -> dict[str, Any]:
         """The rule by which a run's best checkpoint is found; the usual one is no setting."""
         return {} if self.recipe.peak == PeakRule() else {"peak": asdict(self.recipe.peak)}
 
-    def _train(
-        self,
-        name: str,
-        module: StepModule,
-        data: PreferenceDataModule,
-        max_steps: int,
-        seed: int,
-        then: Callable[[str], Mapping[str, float]] | None = None,
-        past_peak: Callable[[], bool] | None = None,
-        tags: Mapping[str, str] | None = None,
-        also: Mapping[str, Any] | None = None,
-    ) -> Mapping[str, float]:
-        """Train a module in a run of its own, or find it trained.
-
-        Args:
-            name: of folder and run.
-            module: what to train.
-            data: what on.
-            max_steps: optimiser steps.
-            seed: of weights and data order.
-            then: what to do after training with the run while it is open.
-            past_peak: asked after each checkpoint whether to end there, and before a training is resumed.
-            tags: of the run.
-            also: what else its result depends on.
-        """
-        settings = {
-            "name": name,
-            **module.parameters_to_log(),
-            "optimizer": asdict(module.optimizer_settings),
-            "data": {k: v for k, v in data.hparams.items() if k != "cache_dir"},
-            "fingerprint": data.fingerprint,
-            "max_steps": max_steps,
-            "seed": seed,
-            **(also or {}),
-        }
-        with StageFolder(self.out / name, settings, self.out) as stage:
-            # Of this study: another one in the same store may have a run with equal settings.
-            own = {"overopt.stage_key": stage.key, PARENT_TAG: self.study}
-            run_id = find_run(self.client, own)
-            if stage.done and run_id is not None:
-                return stage.result
-            run_id = run_id or start_run(self.client, name, module.stage_name, tags={**(tags or {}), **own})
-            print(f"\n{name}")
-            seed_everything(seed, verbose=False)
-            with finishing(self.client, run_id):
-                log_params(self.client, run_id, {"seed": seed, "max_steps": max_steps})
-                took = 0.0
-                if past_peak is None or not past_peak():
-                    took = fit(
-                        module,
-                        data,
-                        stage.folder / "checkpoints",
-                        tracking_uri=self.tracking_uri,
-                        run_id=run_id,
-                        max_steps=max_steps,
-                        on_saved=past_peak,
-                    )
-                self.client.update_run(run_id, status="RUNNING")  # the trainer's logger has ended it
-                cost = Cost.of(read_model_checkpoint(self._checkpoint(name)).training) or Cost()
-            stage.finish({TRAINING_SECONDS: took, **cost.record(), **({} if then is None else then(run_id))})
-            return stage.result
-
-    def _make(
-        self, name: str, settings: dict[str, Any], work: Callable[[Path], Mapping[str, float] | None]
-    ) -> Mapping[str, float]:
-        """A stage without training: files in a folder, made once, and what is worth telling of them."""
-        with StageFolder(self.out / name, settings, self.out) as stage:
-            if not stage.done:
-                print(f"\n{name}")
-                stage.finish(work(stage.folder))
-            return stage.result
-
-    def _cost(self, names: Iterable[str]) -> Cost:
-        """Of tasks that are done, each counted once."""
-        total = Cost()
-        for name in dict.fromkeys(names):
-            if (cost := Cost.of(read_record(self.out / name).get("result", {}))) is None:
-                raise ValueError(f"{self.out / name} does not say what it took: it is not done, or by other code")
-            total += cost
-        return total
-
     def _cost_of_proxies(self, proxies: Proxies) -> Cost:
         """Of the pairs that they learn from, the reward models, and the backbones that are not the policy."""
         share = min(1.0, max(member.pairs for member in proxies.members) / self.recipe.pairs)
-        pairs = self._cost([pairs_name(*proxies.policy)]).part(share)
+        pairs = self.tasks.cost([pairs_name(*proxies.policy)]).part(share)
         backbones = {(member.size, member.seed) for member in proxies.members} - {proxies.policy}
-        return pairs + self._cost(
+        return pairs + self.tasks.cost(
             [*(member.name for member in proxies.members), *(sft_name(*backbone) for backbone in sorted(backbones))]
         )
 
     def sft(self, size: str, seed: int) -> Mapping[str, float]:
         """An SFT policy."""
         module = SFTModule(architecture=EMBEDDED_SIZES[size], optimizer=self.recipe.sft_optimizer)
-        return self._train(sft_name(size, seed), module, self._texts(seed=seed), self.recipe.sft_steps, seed)
+        return self.tasks.train(sft_name(size, seed), module, self._texts(seed=seed), self.recipe.sft_steps, seed)
 
     def gold_pairs(self) -> Mapping[str, float]:
         """What the gold model learns from: people's summaries against samples, on posts kept from every policy."""
         recipe, name = self.recipe, sft_name(self.recipe.gold_size, 0)
-        policy = self._checkpoint(name)
+        policy = self.tasks.checkpoint(name)
 
         def work(folder: Path) -> None:
             file = folder / "sampled.jsonl"
@@ -238,18 +140,18 @@ class EmbeddedExperiment:
             sample_pairs_to_file(str(policy), file, None, None, parts, recipe.gold_pairs, recipe.evaluation_prompts, 0)
             label_pairs_to_folder(file, folder / "labelled", None, 0, recipe.gold_repetitions)
 
-        settings = {"policy": self._key(name), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
+        settings = {"policy": self.tasks.key(name), "pairs": recipe.gold_pairs, "held out": recipe.evaluation_prompts}
         if recipe.gold_repetitions:
             settings["repetitions"] = True
-        return self._make(GOLD_PAIRS, settings, work)
+        return self.tasks.make(GOLD_PAIRS, settings, work)
 
     def gold(self) -> Mapping[str, float]:
         """The gold reward model: the SFT policy's backbone, trained by Eq. 2."""
-        policy = str(self._checkpoint(sft_name(self.recipe.gold_size, 0)))
+        policy = str(self.tasks.checkpoint(sft_name(self.recipe.gold_size, 0)))
         data = self._data(
             source="jsonl", path=str(self.out / GOLD_PAIRS / "labelled"), examples="preferences", tokenizer=policy
         )
-        return self._train(GOLD, RewardModule(policy, self.recipe.gold_optimizer), data, self.recipe.gold_steps, 0)
+        return self.tasks.train(GOLD, RewardModule(policy, self.recipe.gold_optimizer), data, self.recipe.gold_steps, 0)
 
     def pairs(self, size: str, seed: int) -> Mapping[str, float]:
         """Sampled pairs, labelled by the gold model."""
@@ -276,30 +178,30 @@ class EmbeddedExperiment:
             parts: list[Part] = ["train", "evaluation"]
             most = recipe.pairs, recipe.evaluation_prompts
             # A proxy has learned from labels that the gold model's temperature had made more decisive.
-            judge = gold_reward_judge(self._checkpoint(labeller), recipe.gold_temperature if gold else 1.0)
+            judge = gold_reward_judge(self.tasks.checkpoint(labeller), recipe.gold_temperature if gold else 1.0)
             began = time.perf_counter()
-            pairs = sample_pairs_to_file(str(self._checkpoint(policy)), file, None, None, parts, *most, draw)
+            pairs = sample_pairs_to_file(str(self.tasks.checkpoint(policy)), file, None, None, parts, *most, draw)
             label_pairs_to_folder(file, folder / "labelled", judge, seed)
             seconds = time.perf_counter() - began
             # Held-out pairs, which come last, measure; they are no part of what training takes.
             trained_on = pairs[: len(pairs) - recipe.evaluation_prompts]
-            tokenizer = load_tokenizer(self._checkpoint(policy))
+            tokenizer = load_tokenizer(self.tasks.checkpoint(policy))
             tokens = sum(len(tokenizer(text)["input_ids"]) for pair in trained_on for text in (pair.first, pair.second))
             return Cost(tokens, seconds * len(trained_on) / len(pairs)).record()
 
         settings = {
-            "policy": self._key(policy),
+            "policy": self.tasks.key(policy),
             **({"gold_temperature": recipe.gold_temperature} if gold else {}),
-            labeller: self._key(labeller),
+            labeller: self.tasks.key(labeller),
             "pairs": recipe.pairs,
             "held out": recipe.evaluation_prompts,
             "seed": seed,
         }
-        return self._make(name, settings, work)
+        return self.tasks.make(name, settings, work)
 
     def proxy(self, proxy: Proxy) -> Mapping[str, float]:
         """A proxy reward model, evaluated on held-out pairs beside the gold model."""
-        policy = str(self._checkpoint(sft_name(proxy.size, proxy.seed)))
+        policy = str(self.tasks.checkpoint(sft_name(proxy.size, proxy.seed)))
         data = self._preferences(
             pairs_name(*proxy.labelled), *proxy.labelled, tokenizer=policy, seed=proxy.seed, max_examples=proxy.pairs
         )
@@ -307,15 +209,15 @@ class EmbeddedExperiment:
 
         def evaluate(run_id: str) -> Mapping[str, float]:
             [evaluated] = evaluate_reward_models(
-                [self._checkpoint(proxy.name)],
-                gold=self._checkpoint(GOLD),
+                [self.tasks.checkpoint(proxy.name)],
+                gold=self.tasks.checkpoint(GOLD),
                 run_id=run_id,
                 tracking_uri=self.tracking_uri,
             )
             return {name.removeprefix("eval/"): value for name, value in evaluated.metrics().items()}
 
         module = RewardModule(policy, self.recipe.gold_optimizer)
-        return self._train(proxy.name, module, data, steps, proxy.seed, then=evaluate, tags=_tags(asdict(proxy)))
+        return self.tasks.train(proxy.name, module, data, steps, proxy.seed, then=evaluate, tags=_tags(asdict(proxy)))
 
     def best_of_n(self, choice: BestOfN) -> Mapping[str, float]:
         """Best-of-n from an SFT policy; of its several n the best counts as the result."""
@@ -327,9 +229,9 @@ class EmbeddedExperiment:
 
         def work(folder: Path) -> Mapping[str, float]:
             table = run_best_of_n(
-                str(self._checkpoint(policy)),
-                [self._checkpoint(proxy.name) for proxy in proxies.members],
-                gold_reward_judge(self._checkpoint(GOLD), recipe.gold_temperature),
+                str(self.tasks.checkpoint(policy)),
+                [self.tasks.checkpoint(proxy.name) for proxy in proxies.members],
+                gold_reward_judge(self.tasks.checkpoint(GOLD), recipe.gold_temperature),
                 settings,
                 # The prompts that all other cells of this policy answer.
                 source="jsonl",
@@ -346,14 +248,14 @@ class EmbeddedExperiment:
 
         needed = (policy, GOLD, pairs, *(proxy.name for proxy in proxies.members))
         keys = {
-            **{name: self._key(name) for name in needed},
+            **{name: self.tasks.key(name) for name in needed},
             **asdict(settings),
             "gold_temperature": recipe.gold_temperature,
             "peak": asdict(recipe.peak),
             # Its run is this study's: another one makes its own.
             "study": self.study,
         }
-        return self._make(choice.name, keys, work)
+        return self.tasks.make(choice.name, keys, work)
 
     def reference(self, size: str, seed: int) -> Mapping[str, float]:
         """The first row of every run with this reference: its samples, judged."""
@@ -369,11 +271,11 @@ class EmbeddedExperiment:
 
         monitored = self.recipe.monitored_proxy(size, seed)
         settings = {
-            "pairs": self._key(pairs_name(size, seed)),
+            "pairs": self.tasks.key(pairs_name(size, seed)),
             "prompts": self.recipe.evaluation_prompts,
-            **({} if monitored is None else {"monitored": self._key(monitored.name)}),
+            **({} if monitored is None else {"monitored": self.tasks.key(monitored.name)}),
         }
-        return self._make(reference_name(size, seed), settings, work)
+        return self.tasks.make(reference_name(size, seed), settings, work)
 
     def _preferences(self, pairs: str, size: str, seed: int, /, **changes: Any) -> PreferenceDataModule:
         return self._data(
@@ -381,7 +283,7 @@ class EmbeddedExperiment:
                 "source": "jsonl",
                 "path": str(self.out / pairs / "labelled"),
                 "examples": "preferences",
-                "tokenizer": str(self._checkpoint(sft_name(size, seed))),
+                "tokenizer": str(self.tasks.checkpoint(sft_name(size, seed))),
                 "batch_size": self.recipe.align_batch_size,
                 "seed": seed,
                 **changes,
@@ -391,8 +293,8 @@ class EmbeddedExperiment:
     def _open_evaluator(self, size: str, seed: int, proxy: ProxyReward | None) -> Evaluator:
         samples = SampleEvaluator(
             self._preferences(pairs_name(size, seed), size, seed),
-            open_policy(self._checkpoint(sft_name(size, seed))),
-            gold_reward_judge(self._checkpoint(GOLD), self.recipe.gold_temperature),
+            open_policy(self.tasks.checkpoint(sft_name(size, seed))),
+            gold_reward_judge(self.tasks.checkpoint(GOLD), self.recipe.gold_temperature),
             num_prompts=self.recipe.evaluation_prompts,
             seed=seed,
             proxy=proxy,
@@ -401,7 +303,7 @@ class EmbeddedExperiment:
 
     def _monitored_reward(self, size: str, seed: int) -> ProxyReward | None:
         monitored = self.recipe.monitored_proxy(size, seed)
-        return None if monitored is None else ProxyReward([self._checkpoint(monitored.name)]).to(stage_device())
+        return None if monitored is None else ProxyReward([self.tasks.checkpoint(monitored.name)]).to(stage_device())
 
     def _evaluator(self, size: str, seed: int) -> Evaluator:
         """One a reference: all policies that are aligned to its pairs are evaluated by it."""
@@ -423,12 +325,12 @@ class EmbeddedExperiment:
         for later in cell.all_rounds[1:]:
             labeller = [] if later.round_labels == "gold" else [self.labeller(later).name]
             paid += [later.round_before.name, *labeller, round_pairs_name(later)]
-        evaluations = RunEvaluations(evaluator, self.out / cell.name, rule, self._cost(paid), seconds=opened)
+        evaluations = RunEvaluations(evaluator, self.out / cell.name, rule, self.tasks.cost(paid), seconds=opened)
         data, start = evaluator.data, None
-        reference = str(self._checkpoint(sft_name(cell.size, cell.seed)))
+        reference = str(self.tasks.checkpoint(sft_name(cell.size, cell.seed)))
         if cell.rounds > 1:
             data = self._preferences(round_pairs_name(cell), cell.size, cell.seed)
-            start = str(self._checkpoint(cell.round_before.name))
+            start = str(self.tasks.checkpoint(cell.round_before.name))
             if cell.round_reference == "last":
                 reference, start = start, None
         module = DirectAlignmentModule(
@@ -438,7 +340,7 @@ class EmbeddedExperiment:
             policy=start,
             optimizer=_with_rate(self.recipe.align_optimizer, cell.learning_rate),
         )
-        return self._train(
+        return self.tasks.train(
             cell.name,
             module,
             data,
@@ -447,22 +349,22 @@ class EmbeddedExperiment:
             then=lambda run_id: self._evaluated(run_id, evaluations),
             past_peak=None if rule.standard_errors is None else evaluations.past_peak,
             tags=_tags(cell.parameters),
-            also={**self._peak(), **({} if monitored is None else self._keys([monitored.name]))},
+            also={**self._peak(), **({} if monitored is None else self.tasks.keys([monitored.name]))},
         )
 
     def optimise(self, cell: PolicyGradientCell) -> Mapping[str, float]:
         """A policy gradient against proxies, on the prompts of the pairs; the gold model is only watched."""
         recipe, proxies = self.recipe, cell.proxies
         module = PolicyGradientModule(
-            str(self._checkpoint(sft_name(cell.size, cell.seed))),
-            [str(self._checkpoint(proxy.name)) for proxy in proxies.members],
+            str(self.tasks.checkpoint(sft_name(cell.size, cell.seed))),
+            [str(self.tasks.checkpoint(proxy.name)) for proxy in proxies.members],
             cell.objective,
             cell.beta,
             recipe.rl_samples,
             cell.kl,
             reward_combination=proxies.combine,
             disagreement_price=proxies.price,
-            gold=str(self._checkpoint(GOLD)),
+            gold=str(self.tasks.checkpoint(GOLD)),
             optimizer=_with_rate(recipe.rl_optimizer, cell.learning_rate),
         )
         data = self._preferences(pairs_name(cell.size, cell.seed), cell.size, cell.seed, batch_size=recipe.rl_prompts)
@@ -470,7 +372,7 @@ class EmbeddedExperiment:
         def evaluate(run_id: str) -> Mapping[str, float]:
             began = time.perf_counter()
             # With the zeros and units of the ensemble that it was trained by.
-            proxy = proxy_of(read_model_checkpoint(self._checkpoint(cell.name)))
+            proxy = proxy_of(read_model_checkpoint(self.tasks.checkpoint(cell.name)))
             evaluator = self._open_evaluator(cell.size, cell.seed, proxy)
             opened = time.perf_counter() - began
             cost = self._cost_of_proxies(proxies)
@@ -478,7 +380,7 @@ class EmbeddedExperiment:
                 run_id, RunEvaluations(evaluator, self.out / cell.name, recipe.peak, cost, seconds=opened)
             )
 
-        return self._train(
+        return self.tasks.train(
             cell.name,
             module,
             data,
@@ -486,7 +388,7 @@ class EmbeddedExperiment:
             cell.seed,
             then=evaluate,
             tags={**_tags(cell.parameters), PROXY_TAG: proxies.label},
-            also={**self._peak(), **self._keys([GOLD, *(proxy.name for proxy in proxies.members)])},
+            also={**self._peak(), **self.tasks.keys([GOLD, *(proxy.name for proxy in proxies.members)])},
         )
 
     def _evaluated(self, run_id: str, evaluations: RunEvaluations) -> Mapping[str, float]:
@@ -495,8 +397,10 @@ class EmbeddedExperiment:
             policies = len(evaluations.missing()) + (not evaluations.evaluations)
             task = progress.add_task("evaluating", total=policies * self.recipe.evaluation_prompts)
             evaluations.catch_up(lambda n: progress.advance(task, n))
-        record_evaluations(self.client, run_id, evaluations.evaluations, evaluations.completions, evaluations.evaluator)
-        log_metrics(self.client, run_id, evaluations.best, step=max(evaluations.evaluations))
+        record_evaluations(
+            self.tasks.client, run_id, evaluations.evaluations, evaluations.completions, evaluations.evaluator
+        )
+        log_metrics(self.tasks.client, run_id, evaluations.best, step=max(evaluations.evaluations))
         return {**evaluations.best, EVALUATION_SECONDS: evaluations.seconds}
 
 

@@ -167,10 +167,10 @@ def run_task(
         try:
             task = plan(experiment, cells)[name]
             for need in task.needs:
-                fetch(experiment.client, experiment.study, experiment.out / need)
+                fetch(experiment.tasks.client, experiment.study, experiment.out / need)
             result = task.run()
             if name not in {cell.name for cell in cells}:
-                publish(experiment.client, experiment.study, experiment.out / name)
+                publish(experiment.tasks.client, experiment.study, experiment.out / name)
             outcome = Outcome(result=dict(result), seconds=time.perf_counter() - begin)
         except BaseException as error:
             traceback.print_exc()
