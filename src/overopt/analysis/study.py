@@ -9,7 +9,7 @@ from overopt.analysis.advice.advice_text import AdviceSection, advice_section
 from overopt.analysis.findings.claim import Claim, claims_table
 from overopt.analysis.findings.claims import paper_claims
 from overopt.analysis.findings.falls import fall_tests
-from overopt.analysis.findings.method_curves import COSTS
+from overopt.analysis.findings.method_curves import COSTS, MethodPoints, method_points
 from overopt.analysis.findings.methods import Methods, compare_methods
 from overopt.analysis.findings.over_optimization import OverOptimization, over_optimization
 from overopt.analysis.findings.rank_correlation import rank_correlations
@@ -35,8 +35,9 @@ class StudyAnalysis:
         rank_correlations: of accuracy and loss with win rate.
         claims: the paper's.
         advice: what to ship and what to try.
-        methods: every method beside the others, best-of-n among them.
-        best_of_n: as they were given; in nothing but ``methods``.
+        method_points: what methods are compared by, best-of-n among them.
+        methods: every method beside the others.
+        best_of_n: as they were given; in nothing but ``method_points``.
     """
 
     points: pd.DataFrame
@@ -50,6 +51,7 @@ class StudyAnalysis:
     rank_correlations: pd.DataFrame
     claims: list[Claim]
     advice: AdviceSection
+    method_points: MethodPoints
     methods: Methods
     best_of_n: pd.DataFrame | None = None
 
@@ -119,6 +121,7 @@ def analyse(
         if "num_parameters" in points
         else {}
     )
+    of_methods = method_points(points, best_of_n, curves)
     return StudyAnalysis(
         points=points,
         curves=curves,
@@ -131,6 +134,7 @@ def analyse(
         rank_correlations=rank_correlations(points),
         claims=paper_claims(points, curves, falls, comparison.laws),
         advice=advice_section(points, completions),
-        methods=compare_methods(points, best_of_n),
+        method_points=of_methods,
+        methods=compare_methods(of_methods),
         best_of_n=best_of_n,
     )

@@ -8,6 +8,7 @@ import pytest
 from overopt.analysis.figures.catalogue import FIGURES, FigureTables
 from overopt.analysis.figures.missing import MEASUREMENT_NAMES, missing_measurements
 from overopt.analysis.figures.style import beta_styles, drawing, model_styles, models_by_size, rendered
+from overopt.analysis.findings.method_curves import method_points
 from overopt.analysis.laws.fit_tables import fit_points
 
 BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -16,7 +17,7 @@ BETAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_comes_out_the_same_twice_and_names_its_units(measured_points, name: str) -> None:
     points = measured_points(("dpo", "dpo, length penalty 0.1"), models=("tiny", "large"), betas=(0.05, 0.1, 0.5))
-    tables = FigureTables(points, fit_points(points).table)
+    tables = FigureTables(points, fit_points(points).table, method_points(points))
     assert FIGURES[name].missing(tables) == ""
     files = []
     for _ in range(2):
@@ -73,7 +74,8 @@ def test_a_table_that_lacks_something_gives_a_reason_or_axes_that_show_something
     objectives = ("dpo", "dpo, length penalty 0.1")
     points = measured_points(objectives, models=("tiny", "large"), betas=(0.05, 0.1, 0.5))
     points = narrowed(points[points["examples_seen"].isin([0, 6_144, 15_360])])
-    tables = FigureTables(points, fit_points(points).table if "win_rate" in points else pd.DataFrame())
+    fits = fit_points(points).table if "win_rate" in points else pd.DataFrame()
+    tables = FigureTables(points, fits, method_points(points))
     reasons = {name: figure.missing(tables) for name, figure in FIGURES.items()}
     for name, reason in reasons.items():
         if reason:
@@ -110,7 +112,7 @@ def test_betas_are_told_apart_in_greyscale_and_by_marker() -> None:
 @pytest.mark.parametrize("name", ["one checkpoint", "KL of 0"])
 def test_ranges_of_one_place_can_be_rendered(measured_points, name: str) -> None:
     points = NARROW_TABLES[name](measured_points(models=("tiny",), betas=(0.05, 0.1)))
-    tables = FigureTables(points, fit_points(points).table)
+    tables = FigureTables(points, fit_points(points).table, method_points(points))
     drawn = 0
     for figure in FIGURES.values():
         if not figure.missing(tables):

@@ -10,9 +10,11 @@ from scipy import stats
 
 from analysis.conftest import LOGITS, METHODS, make_best_of_n, make_methods
 from overopt.analysis.findings.claim import mean_estimate
+from overopt.analysis.findings.falls import fall_tests
 from overopt.analysis.findings.method_curves import MethodCurve, SeedPoints, method_points, seed_peaks
 from overopt.analysis.findings.method_names import baseline, family
 from overopt.analysis.findings.methods import COLUMNS, EFFECT_COLUMNS, compare_methods, paired_effects
+from overopt.analysis.laws.curves import curves_of
 
 LAW, OTHER = (0.16, 0.09), (0.17, 0.075)
 PLACE, HEIGHT = math.exp(0.16 / 0.09 - 1), 0.09 * math.exp(0.16 / 0.09 - 1)
@@ -60,7 +62,7 @@ def simulated(
 
 def test_without_noise_the_peak_the_place_and_the_fall_are_the_laws_own() -> None:
     points = make_methods({"dpo": LAW, "ipo": OTHER}, noise=0.0, between=0.0)
-    found = row(compare_methods(points).table, "dpo")
+    found = row(compare_methods(method_points(points)).table, "dpo")
     assert found["peak"] == pytest.approx(0.42 + HEIGHT, abs=1e-3)
     assert found["kl_at_peak_nats"] == pytest.approx(PLACE**2, rel=0.06)
     assert found["fall"] == pytest.approx(FALL, abs=1e-3)
@@ -70,20 +72,22 @@ def test_without_noise_the_peak_the_place_and_the_fall_are_the_laws_own() -> Non
 
 def test_rewards_are_gains_over_the_runs_own_reference_whatever_their_constants() -> None:
     points = make_methods({"dpo": LAW, "ipo": OTHER}, noise=0.0, between=0.0)
-    found = row(compare_methods(points).table, "dpo", "gold_reward")
+    found = row(compare_methods(method_points(points)).table, "dpo", "gold_reward")
     assert found["peak"] == pytest.approx(LOGITS * HEIGHT, abs=0.02)
     # The proxy gains 0.7 logits a unit of distance.
     assert found["proxy_at_peak"] == pytest.approx(0.7 * PLACE, rel=0.05)
     assert found["proxy_at_furthest"] == pytest.approx(0.7 * FURTHEST, rel=0.02)
     assert found["proxy_rise"] == pytest.approx(found["proxy_at_furthest"] - found["proxy_at_peak"])
     shifted = points.assign(gold_reward=points["gold_reward"] + points["beta"] * 40)
-    pd.testing.assert_frame_equal(compare_methods(shifted).table, compare_methods(points).table)
+    pd.testing.assert_frame_equal(
+        compare_methods(method_points(shifted)).table, compare_methods(method_points(points)).table
+    )
 
 
 def test_a_proxy_that_rises_while_the_gold_falls_is_named_and_one_that_falls_too_is_not() -> None:
     points = make_methods({"dpo": LAW, "ipo": LAW})
     both_fall = points["proxy_reward"].where(points["objective"] == "dpo", points["gold_reward"])
-    table = compare_methods(points.assign(proxy_reward=both_fall)).table
+    table = compare_methods(method_points(points.assign(proxy_reward=both_fall))).table
     assert row(table, "dpo", "gold_reward")["goodhart"] == "yes"
     assert row(table, "ipo", "gold_reward")["goodhart"] == "no"
     assert row(table, "dpo", "gold_reward")["peak_is"] == "inside"
@@ -141,7 +145,7 @@ def test_a_flat_curve_is_seldom_said_to_fall() -> None:
 
 def test_a_peak_beyond_what_was_measured_is_a_bound_and_has_no_fall() -> None:
     points = make_methods({"dpo": (0.4, 0.1), "ipo": LAW}, furthest=4.0)
-    table = compare_methods(points).table
+    table = compare_methods(method_points(points)).table
     censored = row(table, "dpo")
     assert censored["peak_is"] == "at the end"
     assert censored["kl_at_peak_nats"] == pytest.approx(16.0, rel=0.1)
@@ -153,7 +157,7 @@ def test_a_peak_beyond_what_was_measured_is_a_bound_and_has_no_fall() -> None:
 
 def test_what_only_falls_is_highest_at_the_start() -> None:
     points = make_methods({"dpo": LAW, "ipo": (-0.05, 0.02)})
-    found = row(compare_methods(points).table, "ipo")
+    found = row(compare_methods(method_points(points)).table, "ipo")
     assert found["peak_is"] == "at the start"
     assert found["kl_at_peak_nats_low"] == 0.0
     assert found["peak"] < 0.42
@@ -191,7 +195,7 @@ def test_differences_hold_the_truth_and_are_paired_by_seed() -> None:
 def test_effects_name_baseline_seeds_and_the_kl_that_both_went_to() -> None:
     near = make_methods({"dpo, chi_squared link": LAW}, furthest=5.0, noise=0.0, between=0.0)
     points = pd.concat([make_methods({"dpo": LAW}, noise=0.0, between=0.0), near], ignore_index=True)
-    effects = compare_methods(points).effects
+    effects = compare_methods(method_points(points)).effects
     assert set(effects["baseline"]) == {"dpo"}
     fall = row(effects, "dpo, chi_squared link", quantity="fall")
     assert fall["kl_nats"] == pytest.approx(25.0)
@@ -205,7 +209,7 @@ def test_effects_name_baseline_seeds_and_the_kl_that_both_went_to() -> None:
 def test_a_peak_beyond_what_was_measured_is_not_said_to_be_lower() -> None:
     near = make_methods({"ipo": (0.19, 0.03)}, furthest=1.0, noise=0.001, between=0.01)
     points = pd.concat([make_methods({"dpo": LAW}, noise=0.001, between=0.01), near], ignore_index=True)
-    found = compare_methods(points)
+    found = compare_methods(method_points(points))
     assert row(found.table, "ipo")["peak_is"] == "at the end"
     peak = row(found.effects, "ipo", quantity="peak")
     assert peak["difference"] < 0
@@ -220,18 +224,18 @@ def test_only_seeds_of_both_are_compared() -> None:
         [make_methods({"dpo": LAW}, seeds=(0, 1, 2)), make_methods({"ipo": OTHER}, seeds=(1, 2, 3, 4))],
         ignore_index=True,
     )
-    found = compare_methods(points)
+    found = compare_methods(method_points(points))
     assert row(found.table, "ipo")["num_seeds"] == 4
     effect = row(found.effects, "ipo", quantity="peak")
     assert effect["num_seeds"] == 2
     assert math.isnan(effect["low"])
     assert effect["verdict"] == "undecided"
     apart = pd.concat([make_methods({"dpo": LAW}, seeds=(0,)), make_methods({"ipo": OTHER}, seeds=(1,))])
-    assert compare_methods(apart.reset_index(drop=True)).effects.empty
+    assert compare_methods(method_points(apart.reset_index(drop=True))).effects.empty
 
 
 def test_corrected_p_values_count_the_methods() -> None:
-    effects = compare_methods(make_methods(METHODS)).effects
+    effects = compare_methods(method_points(make_methods(METHODS))).effects
     peaks = effects[(effects["quantity"] == "peak") & (effects["measure"] == "win_rate")]
     assert len(peaks) == 5
     least = peaks["p_value"].min()
@@ -244,7 +248,7 @@ def test_corrected_p_values_count_the_methods() -> None:
 
 
 def test_one_seed_has_estimates_and_no_interval() -> None:
-    table = compare_methods(make_methods(seeds=(0,))).table
+    table = compare_methods(method_points(make_methods(seeds=(0,)))).table
     ends = [name for name in table if name.endswith(("_low", "_high"))]
     assert table[ends].isna().all(axis=None)
     assert table[["peak", "kl_at_peak_nats", "furthest_kl_nats"]].notna().all(axis=None)
@@ -258,7 +262,7 @@ def test_costs_are_those_of_the_checkpoint_that_is_best_in_the_mean() -> None:
     # A cell that one seed alone has doesn't count, however high.
     alone = (points["beta"] == 0.02) & (points["examples_seen"] == 2_000) & (points["seed"] > 0)
     points.loc[(points["beta"] == 0.02) & (points["examples_seen"] == 2_000), "win_rate"] += 0.5
-    found = row(compare_methods(points[~alone]).table, "dpo")
+    found = row(compare_methods(method_points(points[~alone])).table, "dpo")
     assert (found["best_beta"], found["best_step"]) == (0.05, 3_000)
     assert found["cost_seconds"] == pytest.approx(30.0)
     assert found["cost_tokens"] == pytest.approx(6e5 + 1e5)
@@ -266,7 +270,9 @@ def test_costs_are_those_of_the_checkpoint_that_is_best_in_the_mean() -> None:
 
 
 def test_best_of_n_stands_beside_the_others_from_its_own_first_sample() -> None:
-    found = compare_methods(make_methods({"dpo": LAW, "rloo, proxy 0.4M on 256 pairs": OTHER}), make_best_of_n())
+    found = compare_methods(
+        method_points(make_methods({"dpo": LAW, "rloo, proxy 0.4M on 256 pairs": OTHER}), make_best_of_n())
+    )
     best = row(found.table, "best of n, proxy 0.4M on 256 pairs", "gold_reward")
     assert best["family"] == "RLHF and best-of-n"
     assert (best["num_betas"], best["num_checkpoints"]) == (0, 24)
@@ -281,9 +287,9 @@ def test_best_of_n_stands_beside_the_others_from_its_own_first_sample() -> None:
 
 def test_best_of_n_alone_beside_one_method_compares() -> None:
     points = make_methods({"dpo": LAW})
-    assert not compare_methods(points).compared
-    assert compare_methods(points, make_best_of_n()).compared
-    assert not compare_methods(points, make_best_of_n().iloc[:0]).compared
+    assert not compare_methods(method_points(points)).compared
+    assert compare_methods(method_points(points, make_best_of_n())).compared
+    assert not compare_methods(method_points(points, make_best_of_n().iloc[:0])).compared
 
 
 def test_baselines_are_the_plainest_method_that_is_varied() -> None:
@@ -309,7 +315,7 @@ def test_a_dip_that_training_recovers_from_is_left_out_and_counted() -> None:
     points = make_methods({"dpo": LAW, "ipo": LAW}, noise=0.002, between=0.0)
     dip = (points["objective"] == "dpo") & (points["beta"] == 0.02) & (points["examples_seen"] == 2_000)
     points.loc[dip, ["win_rate", "gold_reward"]] -= [0.4, 2.4]
-    found = compare_methods(points)
+    found = compare_methods(method_points(points))
     dipped = row(found.table, "dpo")
     assert (dipped["num_transients"], dipped["num_checkpoints"]) == (3, 57)
     assert dipped["peak"] == pytest.approx(row(found.table, "ipo")["peak"], abs=0.01)
@@ -339,7 +345,7 @@ MISSING: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
 @pytest.mark.parametrize("narrowed", MISSING.values(), ids=MISSING)
 def test_what_is_missing_leaves_gaps_and_no_error(narrowed) -> None:
     points = narrowed(make_methods({"dpo": LAW, "ipo": OTHER})).reset_index(drop=True)
-    found = compare_methods(points)
+    found = compare_methods(method_points(points))
     assert tuple(found.table) == COLUMNS
     assert tuple(found.effects) == EFFECT_COLUMNS
     for method in found.table["method"]:
@@ -348,8 +354,28 @@ def test_what_is_missing_leaves_gaps_and_no_error(narrowed) -> None:
 
 def test_too_few_checkpoints_keep_their_row_and_say_so() -> None:
     points = MISSING["two checkpoints a seed"](make_methods({"dpo": LAW, "ipo": OTHER}))
-    found = compare_methods(points)
+    found = compare_methods(method_points(points))
     assert set(found.table["peak_is"]) == {"unknown"}
     assert (found.table["num_checkpoints"] == 6).all()
     assert found.table["peak"].isna().all()
     assert found.effects.empty
+
+
+def test_prompts_in_common_show_dips_that_standard_errors_hide_and_tests_of_falls_leave_the_same_ones_out() -> None:
+    points = make_methods({"dpo": LAW, "ipo": LAW}, noise=0.0, between=0.0).assign(win_rate_se=0.05)
+    dip = (points["objective"] == "dpo") & (points["beta"] == 0.3) & (points["examples_seen"] == 2_000)
+    points.loc[dip, "win_rate"] -= 0.08
+    easiness = np.linspace(-0.3, 0.3, 100)
+    completions = points.loc[points.index.repeat(len(easiness)), ["run_id", "examples_seen", "win_rate", "kl_nats"]]
+    completions = completions.assign(
+        prompt_id=[f"p{place}" for place in range(len(easiness))] * len(points),
+        win_probability=completions["win_rate"] + np.tile(easiness, len(points)),
+        policy_log_prob=completions["kl_nats"],
+        reference_log_prob=0.0,
+    )
+    curves = curves_of(points, completions)
+    known, unknown = (compare_methods(method_points(points, None, given)).table for given in (curves, None))
+    dips = fall_tests(curves.select(), draws=200).set_index("objective")["num_transients"].to_dict()
+    assert dips == {"dpo": 3, "ipo": 0}
+    assert {method: row(known, method)["num_transients"] for method in dips} == dips
+    assert {row(unknown, method)["num_transients"] for method in dips} == {0}

@@ -20,6 +20,7 @@ from overopt.analysis.figures.training_dynamics import (
     missing_training_dynamics,
 )
 from overopt.analysis.figures.win_rate_vs_kl import draw_win_rate_vs_forward_kl, draw_win_rate_vs_kl
+from overopt.analysis.findings.method_curves import MethodPoints
 
 
 class FigureTables(NamedTuple):
@@ -28,12 +29,12 @@ class FigureTables(NamedTuple):
     Attributes:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         fits: the table of :func:`overopt.analysis.laws.fit_tables.fit_points`.
-        best_of_n: rows as :func:`overopt.tracking.best_of_n_points.read_best_of_n` gives them, where there are any.
+        methods: what methods are compared by.
     """
 
     points: pd.DataFrame
     fits: pd.DataFrame
-    best_of_n: pd.DataFrame | None = None
+    methods: MethodPoints
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ FIGURES: dict[str, PaperFigure] = {
             "every seed went; bands are 95% intervals over seeds, from three seeds on. Faint dots are checkpoints, "
             "hollow by the proxy; of best-of-n, an n. Plain DPO is repeated in grey."
         ),
-        draw=lambda tables: draw_methods(tables.points, tables.best_of_n),
-        missing=lambda tables: missing_methods(tables.points, tables.best_of_n),
+        draw=lambda tables: draw_methods(tables.methods),
+        missing=lambda tables: missing_methods(tables.points, tables.methods),
     ),
 }
 """Names are the paper's figure and section numbers, where it has the figure."""

@@ -25,9 +25,9 @@ from overopt.analysis.figures.style import (
 from overopt.analysis.findings.method_curves import (
     MEASURES,
     Band,
+    MethodPoints,
     compared_models,
     method_curve,
-    method_points,
     seed_band,
 )
 from overopt.analysis.findings.method_names import ANCHOR, FAMILIES, Family, family, in_order
@@ -104,12 +104,11 @@ class Panel:
     reference: float
 
 
-def method_panels(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> list[Panel]:
+def method_panels(found: MethodPoints) -> list[Panel]:
     """What the figure plots: models with several methods, by size; panels without a checkpoint left out."""
-    table = method_points(points, best_of_n).table
+    table = found.table
     panels = []
-    models = models_by_size(pd.concat([each for each in (points, best_of_n) if each is not None and len(each)]))
-    for model in [model for model in models if model in compared_models(table)]:
+    for model in [model for model in models_by_size(table) if model in compared_models(table)]:
         rows = table[table["model"] == model]
         by_family: dict[Family, list[str]] = {}
         for method in in_order(rows["method"].unique()):
@@ -147,22 +146,19 @@ def _series(rows: pd.DataFrame, method: str, measure: str, *, is_anchor: bool) -
     return Series(method, measure, line, dots.iloc[: 0 if is_anchor else None].reset_index(drop=True), is_anchor)
 
 
-def missing_methods(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> str:
-    """Why the figure cannot be drawn; empty if it can."""
-    if not {"kl_nats", "win_rate"} & set(points) or not len(points):
-        return missing_measurements(points, "kl_nats", "win_rate")
-    table = method_points(points, best_of_n).table
-    if not len(table):
+def missing_methods(points: pd.DataFrame, found: MethodPoints) -> str:
+    """Why the figure of some points cannot be drawn; empty if it can."""
+    if not len(found.table):
         reason = missing_measurements(points, "kl_nats", "win_rate")
         return reason or "no run has a checkpoint beside its own reference"
-    if not compared_models(table):
+    if not compared_models(found.table):
         return "no model was aligned by more than one method"
     return ""
 
 
-def draw_methods(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> Figure:
+def draw_methods(found: MethodPoints) -> Figure:
     """A column a family of methods; a row of rewards and one of win rates a model."""
-    return draw_panels(method_panels(points, best_of_n))
+    return draw_panels(method_panels(found))
 
 
 def draw_panels(panels: list[Panel]) -> Figure:

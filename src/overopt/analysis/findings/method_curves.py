@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from overopt.analysis.findings.claim import mean_estimate
 from overopt.analysis.findings.falls import transients
 from overopt.analysis.findings.method_names import in_order
-from overopt.analysis.laws.curves import curves_of
+from overopt.analysis.laws.curves import Curves, curves_of
 from overopt.analysis.laws.intervals import Estimate, t_quantile
 from overopt.analysis.laws.laws import distance
 from overopt.analysis.laws.local_curve import local_curve
@@ -28,17 +28,17 @@ MEASURES = {"win_rate": "win rate", "gold_reward": "gold reward", "proxy_reward"
 COSTS = ("cost_tokens", "cost_seconds")
 PLACES = 80
 UNKNOWN_SEED = -1
-_COLUMNS = ("model", "method", "run_id", "seed", "beta", "step", "kl_nats", *MEASURES, *COSTS)
+_COLUMNS = ("model", "num_parameters", "method", "run_id", "seed", "beta", "step", "kl_nats", *MEASURES, *COSTS)
 
 
 class MethodPoints(NamedTuple):
     """What methods are compared by.
 
     Attributes:
-        table: one row a checkpoint after the reference, or an n above 1 of best-of-n, that has a KL: model, method,
-            run_id (empty for best-of-n), seed (-1 where it is unknown), beta [reward / nat], step (examples seen,
-            or n), kl_nats, d [sqrt(nats)], win_rate and its reference_win_rate, gold_reward and proxy_reward as gains
-            over the run's own reference [logits], cost_tokens, cost_seconds.
+        table: one row a checkpoint after the reference, or an n above 1 of best-of-n, that has a KL: model,
+            num_parameters, method, run_id (empty for best-of-n), seed (-1 where it is unknown), beta [reward / nat],
+            step (examples seen, or n), kl_nats, d [sqrt(nats)], win_rate and its reference_win_rate, gold_reward and
+            proxy_reward as gains over the run's own reference [logits], cost_tokens, cost_seconds.
         transients: model, method and number of checkpoints left out, since training recovered from their dip.
     """
 
@@ -50,14 +50,18 @@ class MethodPoints(NamedTuple):
         return in_order(self.table.loc[self.table["model"] == model, "method"].unique())
 
 
-def method_points(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> MethodPoints:
+def method_points(
+    points: pd.DataFrame, best_of_n: pd.DataFrame | None = None, curves: Curves | None = None
+) -> MethodPoints:
     """Checkpoints of every method beside their reference; without a reference a run says nothing here.
 
     Args:
         points: rows as :func:`overopt.tracking.tables.read_points` gives them.
         best_of_n: rows as :func:`overopt.tracking.best_of_n_points.read_best_of_n` gives them; n = 1 is the reference.
+        curves: of these points. Curves that know every prompt's outcome find more dips, since checkpoints that answer
+            the same prompts err alike.
     """
-    dips = _transients(points)
+    dips = _transients(points, curves)
     keys = pd.Series(list(zip(points["run_id"].astype(str), points["examples_seen"], strict=True)), points.index)
     dipped = keys.isin(dips) if len(keys) else pd.Series(data=False, index=points.index, dtype=bool)
     left_out = points[dipped].groupby(["model", "objective"]).size().rename("number").reset_index()
@@ -80,7 +84,10 @@ def compared_models(table: pd.DataFrame) -> list[str]:
 def _gains(rows: pd.DataFrame, *, reference: int) -> pd.DataFrame:
     rows = rows.reindex(columns=list(_COLUMNS))
     rows = rows.astype({**dict.fromkeys(("beta", "kl_nats", *MEASURES, *COSTS), float), "run_id": str, "method": str})
-    rows = rows.assign(seed=pd.to_numeric(rows["seed"]).astype("Int64").fillna(UNKNOWN_SEED).astype(int))
+    rows = rows.assign(
+        seed=pd.to_numeric(rows["seed"]).astype("Int64").fillna(UNKNOWN_SEED).astype(int),
+        num_parameters=pd.to_numeric(rows["num_parameters"]).astype("Int64"),
+    )
     starts = rows[rows["step"] == reference].groupby("run_id")[list(MEASURES)].mean()
     own = starts.reindex(rows["run_id"]).set_axis(rows.index)
     rows = rows.assign(
@@ -94,12 +101,13 @@ def _gains(rows: pd.DataFrame, *, reference: int) -> pd.DataFrame:
     return rows[kept]
 
 
-def _transients(points: pd.DataFrame) -> set[tuple[str, int]]:
-    if not {"win_rate", "kl_nats", "win_rate_se"} <= set(points) or not len(points):
+def _transients(points: pd.DataFrame, curves: Curves | None) -> set[tuple[str, int]]:
+    """Run and examples seen of each."""
+    if not {"win_rate", "kl_nats"} <= set(points) or not len(points):
         return set()
     found: set[tuple[str, int]] = set()
-    for curve in curves_of(points).select():
-        if np.isfinite(curve.win_rate_se).all():
+    for curve in (curves or curves_of(points)).select():
+        if curve.outcomes is not None or np.isfinite(curve.win_rate_se).all():
             for place in np.flatnonzero(transients(curve, prompt_deviations(curve).win_rate)):
                 found.add((curve.run_ids[int(curve.run[place])], int(curve.examples_seen[place])))
     return found

@@ -27,7 +27,6 @@ from overopt.analysis.findings.method_curves import (
     SeedPeaks,
     compared_models,
     method_curve,
-    method_points,
     seed_peaks,
 )
 from overopt.analysis.findings.method_names import baseline, family
@@ -107,9 +106,8 @@ class Methods(NamedTuple):
         return bool(compared_models(self.table))
 
 
-def compare_methods(points: pd.DataFrame, best_of_n: pd.DataFrame | None = None) -> Methods:
-    """Work out both tables; arguments as for :func:`overopt.analysis.findings.method_curves.method_points`."""
-    found = method_points(points, best_of_n)
+def compare_methods(found: MethodPoints) -> Methods:
+    """Work out both tables."""
     rows: list[dict[str, object]] = []
     effects: list[dict[str, object]] = []
     for model in sorted(found.table["model"].astype(str).unique()):

@@ -13,7 +13,7 @@ from overopt.analysis.page.page import inline_svg, report_page
 from overopt.analysis.page.page_content import Drawing
 from overopt.analysis.page.response_samples import samples
 from overopt.analysis.page.tables import RunPages, fitted, fitted_coefficients, table_rows
-from overopt.analysis.study import analyse
+from overopt.analysis.study import StudyAnalysis, analyse
 
 # Enough to carry a float32 and to come out the same everywhere.
 FLOAT_FORMAT = "%.10g"
@@ -68,7 +68,7 @@ def write_report(
     if num_prompts is None and completions is not None:
         num_prompts = int(completions["prompt_id"].nunique())
 
-    figures, drawings, left_out = _write_figures(points, study.fits.table, best_of_n, out / "figures")
+    figures, drawings, left_out = _write_figures(study, out / "figures")
     tables = {name: _replace(out / f"{name}.csv", _csv(table)) for name, table in study.tables.items()}
     page = report_page(
         study=study,
@@ -121,15 +121,13 @@ def _csv(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, float_format=FLOAT_FORMAT, lineterminator="\n").encode()
 
 
-def _write_figures(
-    points: pd.DataFrame, fits: pd.DataFrame, best_of_n: pd.DataFrame | None, folder: Path
-) -> tuple[list[Path], list[Drawing], list[str]]:
+def _write_figures(study: StudyAnalysis, folder: Path) -> tuple[list[Path], list[Drawing], list[str]]:
     """Files of the figures, their drawings for the page, and why others are left out."""
     # Here, since matplotlib takes longer to import than all else that reads a table.
     from overopt.analysis.figures.catalogue import FIGURES, FigureTables
     from overopt.analysis.figures.style import drawing, rendered
 
-    tables = FigureTables(points, fits, best_of_n)
+    tables = FigureTables(study.points, study.fits.table, study.method_points)
     paths, drawings, left_out = [], [], []
     for name, figure in FIGURES.items():
         files = {kind: folder / f"{figure.stem}.{kind}" for kind in ("svg", "png")}
