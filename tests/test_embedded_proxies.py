@@ -41,7 +41,7 @@ def experiment(preference_folder, tmp_path):
 
 
 def test_an_ensemble_of_proxies_is_trained_evaluated_and_chooses(experiment):
-    proxies = tuple(Proxy("0.4M", 16, seed, policy_size="0.4M", policy_seed=0, passes=3) for seed in (0, 1))
+    proxies = tuple(Proxy("0.4M", 16, seed, policy_size="0.4M", policy_seed=0, epochs=3) for seed in (0, 1))
     choice = BestOfN(Proxies(proxies, "worst"), pool=4, ns=(1, 4))
     tasks = plan(experiment, [choice])
     assert proxies[1].name == "proxy-0.4M-pairs16-seed1-of-0.4M-seed0-passes3"
@@ -104,7 +104,7 @@ def test_a_policy_is_optimised_against_an_ensemble_beside_an_aligned_one_and_bes
     answered = [{row["prompt_id"] for row in rows_of(experiment.out / cell.name)} for cell in cells]
     assert answered[0] == answered[1] == answered[2]
 
-    best_of_n = read_best_of_n(experiment.tracking_uri, parent_run_id=experiment.study)
+    best_of_n = read_best_of_n(experiment.tracking_uri, parent_run_id=experiment.study).table
     assert best_of_n["objective"].tolist() == ["best of n, worst of 2 proxies 0.4M on 16 pairs"] * 2
 
     def cost(*names):

@@ -106,7 +106,7 @@ def test_the_run_has_a_step_for_each_n_and_is_found_again(done, reward_checkpoin
     for name in ("kl_nats", "kl_se", "kl_bound_nats", "win_rate", "win_rate_se", "gold_reward", "proxy_reward"):
         history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, f"eval/{name}")}
         assert history == pytest.approx(table[name].to_dict())
-    points = read_best_of_n(store).query(f"run_id == '{run.info.run_id}'")
+    points = read_best_of_n(store).table.query(f"run_id == '{run.info.run_id}'")
     assert points["n"].tolist() == [1, 2, 6]
     for name in ("kl_nats", "win_rate", "gold_reward", "kl_bound_nats", "proxy_reward_se"):
         assert points[name].tolist() == pytest.approx(table[name].tolist())

@@ -29,7 +29,9 @@ def log(client: MlflowClient, experiment, tags, **changes):
 
 
 def test_a_row_an_n_named_by_what_samples_are_chosen_by(store):
-    rows = read_best_of_n(store)
+    rows, notes = read_best_of_n(store)
+    assert len(notes) == 1
+    assert "does not say of which model" in notes[0]
     assert tuple(rows) == COLUMNS
     assert set(rows["objective"]) == {
         "best of n, worst of 3 proxies 0.4M on 256 pairs",
@@ -44,13 +46,35 @@ def test_a_row_an_n_named_by_what_samples_are_chosen_by(store):
 
 def test_of_two_runs_of_a_cell_the_newer_counts(store):
     client = open_store(store, create=False)
-    [old] = read_best_of_n(store, experiment="second")["run_id"].unique()
+    [old] = read_best_of_n(store, experiment="second").table["run_id"].unique()
     log(client, client.get_experiment_by_name("second").experiment_id, {}, reward_models=3, combine="worst")
-    [new] = read_best_of_n(store, experiment="second")["run_id"].unique()
+    [new] = read_best_of_n(store, experiment="second").table["run_id"].unique()
     assert new != old
 
 
 def test_one_experiment_or_study_alone(store):
-    assert set(read_best_of_n(store, experiment="second")["objective"]) == {"best of n, worst of 3 reward models"}
-    assert set(read_best_of_n(store, parent_run_id="0" * 32)["objective"]) == {"best of n"}
-    assert read_best_of_n(store, experiment="third").empty
+    assert set(read_best_of_n(store, experiment="second").table["objective"]) == {"best of n, worst of 3 reward models"}
+    assert set(read_best_of_n(store, parent_run_id="0" * 32).table["objective"]) == {"best of n"}
+    assert read_best_of_n(store, experiment="third").table.empty
+
+
+def test_runs_by_other_reward_models_both_count_and_are_noted(store):
+    client = open_store(store, create=False)
+    third = client.create_experiment("third")
+    for reward in ("['few.ckpt']", "['many.ckpt']", "['few.ckpt']"):
+        log(client, third, {}, reward=reward)
+    table, notes = read_best_of_n(store, experiment="third")
+    assert table["run_id"].nunique() == 2
+    assert ["newer run" in note for note in notes].count(True) == 1
+    assert ["different reward models" in note for note in notes].count(True) == 1
+
+
+def test_a_price_of_disagreement_makes_another_method(store):
+    client = open_store(store, create=False)
+    third = client.create_experiment("third")
+    for price in (0.1, 0.5):
+        log(client, third, {}, combine="uncertainty_weighted", reward_models=4, price=price)
+    assert set(read_best_of_n(store, experiment="third").table["objective"]) == {
+        "best of n, uncertainty-weighted at 0.1 of 4 reward models",
+        "best of n, uncertainty-weighted at 0.5 of 4 reward models",
+    }

@@ -186,6 +186,29 @@ def test_a_mitigation_makes_a_curve_of_its_own(store: Store, settings: dict[str,
     assert set(table.loc[table["run_id"] == mitigated, "objective"]) == {told_by}
 
 
+def test_policy_gradients_against_other_reward_models_both_count_and_are_noted(store: Store) -> None:
+    experiment = store.experiment("rewards")
+    rewards = [{"reward": "['few.ckpt']"}, {"reward": "['many.ckpt']"}, {"reward": "['few.ckpt']"}]
+    for started, settings in enumerate(rewards, start=1):
+        store.log(experiment, started=1000 * started, stage="rl", objective="rloo", unfinished_penalty=0.0, **settings)
+    table, notes = read_points(store.uri, experiment="rewards")
+    assert table["run_id"].nunique() == 2
+    assert set(table["objective"]) == {"rloo"}
+    assert [" differ in reward; both are points of one curve" in note for note in notes].count(True) == 1
+    assert ["newer run" in note for note in notes].count(True) == 1
+
+
+def test_a_price_of_disagreement_makes_a_curve_of_its_own(store: Store) -> None:
+    experiment = store.experiment("prices")
+    several = {"reward_models": 4, "reward_combination": "uncertainty_weighted"}
+    for price in (0.1, 5.0):
+        store.log(experiment, stage="rl", objective="rloo", disagreement_price=price, **several)
+    assert set(read_points(store.uri, experiment="prices").table["objective"]) == {
+        "rloo, uncertainty-weighted at 0.1 of 4 reward models",
+        "rloo, uncertainty-weighted at 5 of 4 reward models",
+    }
+
+
 def test_a_later_round_makes_a_curve_of_its_own(store: Store) -> None:
     experiment = store.experiment("rounds")
     runs = [store.log(experiment) for _ in range(2)]

@@ -44,14 +44,15 @@ def report_from_store(
     uri = resolve_tracking_uri(tracking_uri)
     client = open_store(uri, create=False)
     points = read_points(uri, experiment=experiment, parent_run_id=study)
+    best_of_n = read_best_of_n(uri, experiment=experiment, parent_run_id=study)
     run_ids = points.table["run_id"].unique().tolist()
     paths = write_report(
         points.table,
         out,
-        notes=points.notes,
+        notes=points.notes + best_of_n.notes,
         provenance={"command": shown_uri(command_line()), "tracking store": shown_uri(uri), **provenance()},
         completions=tracked_completions(client, run_ids),
-        best_of_n=read_best_of_n(uri, experiment=experiment, parent_run_id=study),
+        best_of_n=best_of_n.table,
         runs=run_pages(client, run_ids),
         r0=r0,
         errors_in_d=errors_in_d,

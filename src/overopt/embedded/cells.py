@@ -1,5 +1,6 @@
 """What a study varies: aligned policies, policies that are optimised against reward models, best-of-n."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from overopt.models.reward_ensemble import require_combination
 from overopt.modules.direct_alignment import AlignmentObjective
 from overopt.modules.moving_reference import ReferenceUpdates
 from overopt.modules.policy_gradient import PolicyGradientObjective
+from overopt.tracking.method_labels import BEST_OF_N, ensemble_label
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Cell:
             of the first round's pairs, so that no more labels are asked for.
 
     Raises:
-        ValueError: an unknown objective or size, a bad beta or penalty, or settings that make no sense together.
+        ValueError: an unknown objective or size, a negative seed, a bad beta or penalty, or settings that make no
+            sense together.
     """
 
     objective: str = "dpo"
@@ -71,6 +74,7 @@ class Cell:
         if self.rounds == 1 and (self.round_reference, self.round_labels) != ("first", "gold"):
             raise ValueError("round_reference and round_labels are of rounds after the first, got rounds=1")
         _require_size(self.size)
+        _require_seed(self.seed)
         _require_learning_rate(self.learning_rate)
 
     @property
@@ -152,10 +156,10 @@ class Proxy:
         seed: of the SFT policy that is its backbone, and of the training order.
         policy_size: of the policy whose pairs it learns from; its own by default.
         policy_seed: of that policy; its own by default.
-        passes: over the pairs.
+        epochs: of training.
 
     Raises:
-        ValueError: an unknown size, or no pairs or passes.
+        ValueError: an unknown size, or a negative seed, or no pairs or epochs.
     """
 
     size: str = "0.7M"
@@ -163,13 +167,15 @@ class Proxy:
     seed: int = 0
     policy_size: str | None = None
     policy_seed: int | None = None
-    passes: int = 2
+    epochs: int = 2
 
     def __post_init__(self) -> None:
         for size in (self.size, self.labelled[0]):
             _require_size(size)
-        if self.pairs < 1 or self.passes < 1:
-            raise ValueError(f"a proxy needs at least 1 of pairs and passes, got {self.pairs} and {self.passes}")
+        for seed in (self.seed, self.labelled[1]):
+            _require_seed(seed)
+        if self.pairs < 1 or self.epochs < 1:
+            raise ValueError(f"a proxy needs at least 1 of pairs and epochs, got {self.pairs} and {self.epochs}")
 
     @property
     def labelled(self) -> tuple[str, int]:
@@ -187,8 +193,8 @@ class Proxy:
         ('proxy-0.4M-pairs512-seed1', 'proxy-0.4M-pairs512-seed1-of-0.7M-seed0')
         """
         of = "" if self.labelled == (self.size, self.seed) else "-of-{}-seed{}".format(*self.labelled)
-        passes = "" if self.passes == Proxy.passes else f"-passes{self.passes}"
-        return f"proxy-{self.size}-pairs{self.pairs}-seed{self.seed}{of}{passes}"
+        epochs = "" if self.epochs == Proxy.epochs else f"-epochs{self.epochs}"
+        return f"proxy-{self.size}-pairs{self.pairs}-seed{self.seed}{of}{epochs}"
 
 
 @dataclass(frozen=True)
@@ -201,7 +207,7 @@ class Proxies:
         price: of disagreement, for uncertainty_weighted.
 
     Raises:
-        ValueError: no members, or members of several policies, sizes, pairs or passes, or twice the same; an unknown
+        ValueError: no members, or members of several policies, sizes, pairs or epochs, or twice the same; an unknown
             combination or a bad price.
     """
 
@@ -216,8 +222,8 @@ class Proxies:
             raise ValueError(
                 "proxies of one ensemble learn from the pairs of one policy: set their policy_size and policy_seed"
             )
-        if len({(member.size, member.pairs, member.passes) for member in self.members}) != 1:
-            raise ValueError("proxies of one ensemble differ in their seeds alone, got several sizes, pairs or passes")
+        if len({(member.size, member.pairs, member.epochs) for member in self.members}) != 1:
+            raise ValueError("proxies of one ensemble differ in their seeds alone, got several sizes, pairs or epochs")
         if len(set(self.members)) != len(self.members):
             raise ValueError("a proxy is named twice: an ensemble of copies is no ensemble")
         require_combination(self.combine, self.price)
@@ -250,12 +256,11 @@ class Proxies:
         ('proxy 0.4M on 256 pairs', 'worst of 4 proxies 0.4M on 256 pairs')
         """
         first = self.members[0]
-        passes = "" if first.passes == Proxy.passes else f", {first.passes} passes"
-        what = f"{first.size} on {first.pairs} pairs{passes}"
+        epochs = "" if first.epochs == Proxy.epochs else f" in {first.epochs} epochs"
+        what = f"{first.size} on {first.pairs} pairs{epochs}"
         if len(self.members) == 1:
             return f"proxy {what}"
-        price = f" at {self.price:g}" if self.combine == "uncertainty_weighted" else ""
-        return f"{self.combine.replace('_', '-')}{price} of {len(self.members)} proxies {what}"
+        return ensemble_label(self.combine, self.price, len(self.members), f"proxies {what}")
 
 
 @dataclass(frozen=True)
@@ -350,7 +355,7 @@ class BestOfN(_AgainstProxies):
     @property
     def parameters(self) -> dict[str, Any]:
         """What a table of cells shows."""
-        return {"objective": "best of n", "size": self.size, "seed": self.seed, "proxy": self.proxies.label}
+        return {"objective": BEST_OF_N, "size": self.size, "seed": self.seed, "proxy": self.proxies.label}
 
 
 StudyCell = Cell | PolicyGradientCell | BestOfN
@@ -363,6 +368,11 @@ def _require_size(size: str) -> None:
         raise ValueError(f"no size {size!r}; the embedded default has {', '.join(EMBEDDED_SIZES)}")
 
 
+def _require_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"seeds are 0 or above, got {seed}")
+
+
 def _require_learning_rate(rate: float | None) -> None:
-    if rate is not None and rate <= 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"a learning rate is positive, got {rate}")

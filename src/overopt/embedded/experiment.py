@@ -205,7 +205,7 @@ class EmbeddedExperiment:
         data = self._preferences(
             pairs_name(*proxy.labelled), *proxy.labelled, tokenizer=policy, seed=proxy.seed, max_examples=proxy.pairs
         )
-        steps = proxy.passes * math.ceil(len(data.train_set) / data.batch_size)
+        steps = proxy.epochs * math.ceil(len(data.train_set) / data.batch_size)
 
         def evaluate(run_id: str) -> Mapping[str, float]:
             [evaluated] = evaluate_reward_models(

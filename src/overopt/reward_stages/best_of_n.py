@@ -251,6 +251,8 @@ def judged(judge: Judge, prompts: Sequence[EvaluationPrompt], texts: Sequence[Se
 def best_of_n_table(pool: ScoredPool, ns: Sequence[int]) -> pd.DataFrame:
     """One row an n; each mean with its standard error over prompts (``_se``), which points of one pool share.
 
+    n = 1 is always there: others are gains over it, and the pool has it for nothing.
+
     Columns: ``n``; ``kl_bound_nats``; ``kl_nats``, estimated; ``proxy_reward`` (the expected maximum), and
     ``gold_reward`` where the judge has one [logits], each with its ``_gain`` over n = 1, paired by prompt;
     ``win_rate`` [fraction] with a judge, and ``unreadable_share`` of its verdicts, by weight; ``response_tokens``;
@@ -269,7 +271,7 @@ def best_of_n_table(pool: ScoredPool, ns: Sequence[int]) -> pd.DataFrame:
         )
     tokens = [[tuple(sample.token_ids) for sample in row] for row in pool.sampled]
     rows = []
-    for n in sorted(set(ns)):
+    for n in sorted({1, *ns}):
         weights = np.stack([selection_weights(of_prompt, n) for of_prompt in pool.proxy])
         kl = mean_over_prompts(
             np.array(

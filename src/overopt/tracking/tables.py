@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
+from overopt.tracking.method_labels import ensemble_label
 from overopt.tracking.runs import FAILURE_TAG, PARENT_TAG, PROXY_TAG, STAGE_TAG
 from overopt.tracking.store import open_store, shown_uri, sqlite_path
 
@@ -47,9 +48,11 @@ METRICS = (
 
 RUN_COLUMNS = ("run_id", "objective", "model", "num_parameters", "beta", "seed")
 COLUMNS = (*RUN_COLUMNS, "examples_seen", "epoch_fraction", *METRICS)
-"""Columns of points.csv."""
+"""Columns of a points table; points.csv has all but ``cost_seconds``, which stands in costs.csv."""
 
 _STAGES = ("align", "rl")
+UNNAMED_SETTINGS = ("reward", "unfinished_penalty", "samples_per_prompt", "clip_range", "inner_epochs")
+"""What policy gradients may differ in beyond their name."""
 # A step counts as an evaluated checkpoint by these: a loss alone may be logged at any step.
 _EVALUATED_BY = {"kl_nats", "win_rate"}
 
@@ -79,7 +82,8 @@ def read_points(
 
     Of several runs of one cell (objective, model, beta, seed and data) the newest counts. A length penalty
     or label smoothing makes another objective, and becomes part of its name; so do a policy gradient's KL as a penalty
-    and several reward models.
+    and several reward models. Policy gradients of one cell that differ in :data:`UNNAMED_SETTINGS`, such as the files
+    of their reward models, all count, and a note says so.
 
     Args:
         tracking_uri: an MLflow store, such as ``sqlite:///mlruns/mlflow.db`` or ``http://localhost:5000``.
@@ -194,7 +198,7 @@ def _countable(runs: list[Any], unfinished: bool) -> tuple[list[Any], list[str]]
         if others:
             notes.append(f"{len(others)} align run(s) left out because they did not finish: {counts}")
         notes += reasons
-    kept: dict[tuple[object, ...], Any] = {}
+    kept: dict[tuple[object, ...], dict[tuple[object, ...], Any]] = {}
     data_of: dict[tuple[str, str], set[str]] = {}
     for run in sorted(runs, key=lambda run: (-run.info.start_time, run.info.run_id)):
         missing = [name for name in ("objective", "model", "beta") if name not in run.data.params]
@@ -205,13 +209,21 @@ def _countable(runs: list[Any], unfinished: bool) -> tuple[list[Any], list[str]]
         identity = _identity(run)
         data = run.data.params.get("data_fingerprint", "")
         cell = (*(identity[name] for name in ("objective", "model", "beta", "seed")), data)
-        if cell in kept:
+        settings = {name: run.data.params.get(name) for name in UNNAMED_SETTINGS}
+        of_cell = kept.setdefault(cell, {})
+        if (key := tuple(settings.values())) in of_cell:
             notes.append(
                 f"{_cell_name(run)}: run {run.info.run_id} left out, "
-                f"{kept[cell].info.run_id} is a newer run of the same cell"
+                f"{of_cell[key].info.run_id} is a newer run of the same cell"
             )
             continue
-        kept[cell] = run
+        notes += [
+            f"{_cell_name(run)}: runs {run.info.run_id} and {other.info.run_id} differ in "
+            + ", ".join(name for name in settings if settings[name] != other.data.params.get(name))
+            + "; both are points of one curve: read one experiment or study at a time"
+            for other in of_cell.values()
+        ]
+        of_cell[key] = run
         data_of.setdefault((str(identity["objective"]), str(identity["model"])), set()).add(data)
     notes += [
         f"{objective}, {model}: its runs were trained on {len(data)} different data sets; "
@@ -219,7 +231,7 @@ def _countable(runs: list[Any], unfinished: bool) -> tuple[list[Any], list[str]]
         for (objective, model), data in sorted(data_of.items())
         if len(data) > 1
     ]
-    return list(kept.values()), notes
+    return [run for of_cell in kept.values() for run in of_cell.values()], notes
 
 
 def _histories(client: Any, runs: list[Any]) -> tuple[list[dict[int, dict[str, float]]], list[str]]:
@@ -265,8 +277,9 @@ def _identity(run: Any) -> dict[str, object]:
     # A tag of a study's runs, which says more of their reward models than that they are several.
     if proxy := run.data.tags.get(PROXY_TAG):
         objective += f", {proxy}"
-    elif (models := _number(run, "reward_models") or 1) > 1:
-        objective += f", {params.get('reward_combination', '')} of {models:g} reward models".replace("  ", " ")
+    elif (models := int(_number(run, "reward_models") or 1)) > 1:
+        price = _number(run, "disagreement_price") or 0.0
+        objective += f", {ensemble_label(params['reward_combination'], price, models)}"
     # A tag of those runs alone whose learning rate is what a study varies.
     if rate := run.data.tags.get("overopt.learning_rate"):
         objective += f", learning rate {float(rate):g}"

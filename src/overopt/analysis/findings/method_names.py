@@ -1,18 +1,17 @@
 """What kind of method an objective's name in the points table stands for, and which method it is a variant of."""
 
-import re
 from collections.abc import Collection, Iterable
 from typing import Literal, get_args
+
+from overopt.tracking.method_labels import BEST_OF_N, single_proxy
 
 Family = Literal["direct alignment", "mitigations", "RLHF and best-of-n"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 ANCHOR = "dpo"
 """What a method is held against that is no variant of another."""
 _POLICY_GRADIENTS = ("rloo", "reinforce", "ppo")
-_BEST_OF_N = "best of n"
 # How something was trained, which makes it no other method of alignment.
 _TRAINING = ("learning rate",)
-_SEVERAL = re.compile(r"[^,]+ of \d+ (?:prox(?:y|ies)|reward models)\b ?(?P<kind>[^,]*)")
 
 
 def family(method: str) -> Family:
@@ -24,7 +23,7 @@ def family(method: str) -> Family:
     'RLHF and best-of-n'
     """
     head, *rest = method.split(", ")
-    if head in (*_POLICY_GRADIENTS, _BEST_OF_N):
+    if head in (*_POLICY_GRADIENTS, BEST_OF_N):
         return "RLHF and best-of-n"
     return "mitigations" if any(not part.startswith(_TRAINING) for part in rest) else "direct alignment"
 
@@ -54,19 +53,3 @@ def baseline(method: str, methods: Collection[str]) -> str | None:
     if plainer:
         return min(plainer, key=lambda other: (other.count(", "), other))
     return ANCHOR if method != ANCHOR and ANCHOR in methods else None
-
-
-def single_proxy(method: str) -> str:
-    """The method with one proxy in place of several.
-
-    >>> single_proxy("rloo, worst of 4 proxies 0.4M on 256 pairs"), single_proxy("rloo, mean of 4 reward models")
-    ('rloo, proxy 0.4M on 256 pairs', 'rloo')
-    """
-    parts = []
-    for part in method.split(", "):
-        several = _SEVERAL.fullmatch(part)
-        if several is None:
-            parts.append(part)
-        elif several["kind"]:
-            parts.append(f"proxy {several['kind']}")
-    return ", ".join(parts)
