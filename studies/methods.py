@@ -23,6 +23,7 @@ def main() -> None:
 
     report = arguments.out / "report"
     methods, effects = (pd.read_csv(report / f"{name}.csv") for name in ("methods", "method_effects"))
+    methods["goodhart"] = methods["goodhart"].fillna("")
     done, hours, commit = sweep_record(arguments.out, "methods", with_shared=True)
     lines = [
         "gains of the gold reward over the reference [logits], with 95% intervals over seeds:",
@@ -46,7 +47,7 @@ def peaks(methods: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{row['method']}: peak {interval(row, 'peak')} at KL {row['kl_at_peak_nats']:.1f}, {row['peak_is']}; fall "
             f"{interval(row, 'fall')} to KL {row['furthest_kl_nats']:.1f}; proxy meanwhile "
-            f"{interval(row, 'proxy_rise')}; proxy up while gold falls: {row['goodhart']}"
+            f"{interval(row, 'proxy_rise')}; proxy up while gold falls: {row['goodhart'] or 'unknown'}"
         )
 
 

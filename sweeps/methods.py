@@ -71,8 +71,10 @@ def main() -> None:
         )
     recipe = recipe_of(arguments)
     few = min(256, recipe.pairs)
-    arguments.proxy_pairs = arguments.proxy_pairs or sorted({few, recipe.pairs})
-    arguments.ensemble_pairs = arguments.ensemble_pairs or few
+    if arguments.proxy_pairs is None:
+        arguments.proxy_pairs = sorted({few, recipe.pairs})
+    if arguments.ensemble_pairs is None:
+        arguments.ensemble_pairs = few
     run_sweep(cells_of(arguments), recipe, options_of(arguments))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -13,6 +14,7 @@ from overopt.embedded.cells import Cell
 from overopt.embedded.experiment import EmbeddedExperiment
 from overopt.embedded.names import round_pairs_name
 from overopt.embedded.plan import plan
+from overopt.embedded.recipe import Recipe
 from overopt.evaluation.preference_pairs import read_sampled_pairs
 from overopt.modules.moving_reference import ReferenceUpdates
 from overopt.sweep.board import parameters_of
@@ -57,12 +59,30 @@ def test_a_cells_reference_moves_hard_softly_or_not_at_all():
         ({"rounds": 0}, "rounds >= 1"),
         ({"round_reference": "last"}, "got rounds=1"),
         ({"round_labels": "proxy"}, "got rounds=1"),
+        ({"seed": -1}, "seeds are 0 or above, got -1"),
+        ({"learning_rate": math.nan}, "learning rate is positive, got nan"),
     ],
     ids=str,
 )
 def test_bad_cells_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Cell(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"evaluation_prompts": 0}, "at least 1 of everything, got evaluation_prompts=0"),
+        ({"betas": ()}, "at least one beta"),
+        ({"gold_size": "9M"}, "no size gold_size='9M'; one of 0.4M"),
+        ({"gold_temperature": math.nan}, "gold_temperature > 0, got nan"),
+        ({"gold_fraction": 3.0}, "gold_fraction in"),
+    ],
+    ids=str,
+)
+def test_bad_recipes_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
 
 
 def test_a_sweep_shows_mitigations_as_parameters_and_leaves_out_what_a_cell_has_not():

@@ -1,6 +1,7 @@
 """Proxies and best-of-n as tasks of the embedded default; the quickstart's tests run its other tasks."""
 
 import json
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -142,6 +143,13 @@ def test_tokens_of_a_policy_gradient_are_those_it_drew_and_trained_on(experiment
     assert 12 * 2 < result["cost_tokens"] <= lengths[0] + 2 * lengths[1]
 
 
+def test_what_optimises_a_proxy_needs_no_reference_of_alignment(experiment):
+    watched = replace(experiment, recipe=replace(experiment.recipe, monitored_pairs=24))
+    cells = [PolicyGradientCell(Proxies((Proxy("0.4M", 16),)), beta=0.2), BestOfN(Proxies((Proxy("0.4M", 16),)))]
+    assert [*plan(watched, cells)][-3:] == ["proxy-0.4M-pairs16-seed0", *(cell.name for cell in cells)]
+    assert not any(name.startswith("reference") for name in plan(watched, cells))
+
+
 def test_cells_keep_their_tasks(experiment):
     assert [*plan(experiment, [Cell("dpo", 0.1, "0.4M", 1)])] == [
         "sft-0.4M-seed0",
@@ -160,6 +168,9 @@ def test_cells_keep_their_tasks(experiment):
         (lambda: Proxy("7B"), "no size '7B'"),
         (lambda: Proxy(policy_size="7B"), "no size '7B'"),
         (lambda: Proxy(pairs=0), "at least 1"),
+        (lambda: Proxy(seed=-1), "seeds are 0 or above, got -1"),
+        (lambda: Proxy(policy_seed=-1), "seeds are 0 or above, got -1"),
+        (lambda: Proxies((Proxy(),), price=math.nan), "price of disagreement >= 0, got nan"),
         (lambda: Proxies(()), "at least one reward model"),
         (lambda: Proxies((Proxy(), Proxy())), "named twice"),
         (lambda: Proxies((Proxy(pairs=64), Proxy(pairs=32))), "differ in their seeds alone"),

@@ -577,7 +577,7 @@ def evaluate_reward(
 
     Several are evaluated alone and as ensembles: their mean, their worst case, and their mean less a price of their
     disagreement. Writes reward_models.csv, reliability.csv and a reliability diagram, and logs every metric to the run
-    that trained the model; an ensemble gets a run of its own.
+    that trained the model; an ensemble gets a run of its own, and so does a model on data of another ``source``.
 
     Args:
         checkpoints: .ckpt files of reward models.

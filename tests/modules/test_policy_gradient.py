@@ -1,4 +1,5 @@
 import math
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from overopt.models.proxy_reward import ProxyReward
 from overopt.models.reward_model import load_reward_model
 from overopt.modules.checkpoint_schedule import CheckpointSchedule
 from overopt.modules.optimizers import OptimizerSettings
-from overopt.modules.policy_gradient import PolicyGradientModule, PolicyGradientObjective
+from overopt.modules.policy_gradient import PolicyGradientModule, PolicyGradientObjective, _seeds
 from overopt.objectives.policy_gradient import ADVANTAGES
 from overopt.packed_tokens import PromptGroup, pack
 from overopt.trainers import FullyShardedStrategy
@@ -209,6 +210,7 @@ def test_held_out_prompts_are_sampled_and_a_watched_gold_model_stands_beside_the
             validated,
             data=data,
             gold=str(reward_checkpoint),
+            gold_temperature=0.5,
             optimizer=KEEN,
             trainer={
                 "max_steps": 3,
@@ -222,9 +224,45 @@ def test_held_out_prompts_are_sampled_and_a_watched_gold_model_stands_beside_the
     assert metrics.keys() == {
         f"val/{name}" for name in ("proxy_reward", "gold_reward", "kl_nats", "response_tokens", "unfinished_share")
     }
-    assert metrics["val/gold_reward"] == pytest.approx(metrics["val/proxy_reward"], abs=1e-6)  # the same model here
+    # The same model here, in another unit.
+    assert metrics["val/gold_reward"] == pytest.approx(2 * metrics["val/proxy_reward"], rel=1e-5)
     assert metrics["val/kl_nats"] != 0
     assert again == pytest.approx(metrics, rel=1e-2)
+
+
+def test_watching_a_gold_model_changes_neither_training_nor_its_cost(optimise, reward_checkpoint, monkeypatch):
+    whole = ProxyReward.__call__
+
+    def slow_if_watched(self, tokens):
+        if self.checkpoints == ["gold"]:
+            time.sleep(0.5)
+        return whole(self, tokens)
+
+    def opened(self, checkpoints, *settings):
+        made(self, [str(reward_checkpoint)] if checkpoints == ["gold"] else checkpoints, *settings)
+        self.checkpoints = [str(path) for path in checkpoints]
+
+    made = ProxyReward.__init__
+    monkeypatch.setattr(ProxyReward, "__init__", opened)
+    monkeypatch.setattr(ProxyReward, "__call__", slow_if_watched)
+    began = time.perf_counter()
+    watched, measured = optimise(gold="gold", trainer={"max_steps": 2})
+    took = time.perf_counter() - began
+    assert "gold_reward" in measured.rows[0]
+    assert 0 < watched.cost.seconds < took - 1.0
+    alone, _ = optimise(trainer={"max_steps": 2})
+    assert torch.equal(weights(alone), weights(watched))
+    assert alone.cost.tokens == watched.cost.tokens
+
+
+def test_no_two_kinds_of_draws_share_a_stream():
+    places = {
+        "training": ([0, 0, 0], [0, 6, 0], [0, 0, 1], [1, 0, 0]),
+        "held out": ([0, 0], [0, 1], [1, 0]),
+        "scales": ([0], [1]),
+    }
+    drawn = [tuple(_seeds(kind, place, 2)) for kind, of_kind in places.items() for place in of_kind]
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_predictions_are_implicit_rewards_of_the_pairs(make_data, make_trainer, sft_checkpoint, reward_checkpoint):
@@ -279,6 +317,7 @@ def test_several_reward_models_are_put_on_one_scale_that_the_checkpoint_keeps(
         ({"clip_range": 1.5}, "clip_range < 1"),
         ({"inner_epochs": 0}, "inner_epochs >= 1"),
         ({"unfinished_penalty": -1.0}, "unfinished_penalty >= 0"),
+        ({"unfinished_penalty": math.inf}, "unfinished_penalty >= 0"),
     ],
 )
 def test_bad_settings_are_refused_when_the_module_is_made(changes, message):
@@ -294,8 +333,15 @@ def test_every_objective_has_advantages_and_reinforce_may_draw_one_response():
 def test_what_cannot_be_used_is_refused_in_one_line(optimise, sft_checkpoint):
     with pytest.raises(ValueError, match="no reward model at gone"):
         optimise(reward="gone.ckpt")
-    with pytest.raises(ValueError, match="needs at least one reward model"):
-        optimise(reward=[])
+    for refused, message in (
+        ({"reward": []}, "needs at least one reward model"),
+        ({"reward": ["a.ckpt", "./a.ckpt"]}, "named twice"),
+        ({"reward": "a.ckpt", "reward_combination": "median"}, "unknown combination 'median'"),
+        ({"reward": "a.ckpt", "disagreement_price": math.nan}, "price of disagreement >= 0"),
+        ({"reward": "a.ckpt", "gold_temperature": 0.0}, "gold_temperature > 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            PolicyGradientModule("sft.ckpt", **refused)
     with pytest.raises(ValueError, match="holds policy; expected reward_model"):
         optimise(reward=str(sft_checkpoint))
 

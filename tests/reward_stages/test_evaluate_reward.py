@@ -69,17 +69,28 @@ def test_metrics_are_in_the_run_that_trained_the_model_and_an_ensemble_has_one_r
         [*_, logged] = client.get_metric_history(training["run_id"], "eval/accuracy")
         assert (logged.step, logged.value) == (training["examples_seen"], pytest.approx(table.loc[name, "accuracy"]))
     runs = client.search_runs([client.get_experiment_by_name("overopt").experiment_id])
-    ensembles = [run for run in runs if "overopt.ensemble" in run.data.tags]
+    ensembles = [run for run in runs if run.data.params.get("members") == "2"]
     assert sorted(run.data.params["objective"] for run in ensembles) == sorted(table.index[2:])
     assert {run.info.status for run in ensembles} == {"FINISHED"}
 
 
-def test_pairs_may_come_from_other_data(reward_checkpoints, preference_folder, tmp_path):
+def test_pairs_may_come_from_other_data_whose_metrics_have_a_run_of_their_own(
+    reward_checkpoints, preference_folder, tmp_path, store
+):
     lines = (preference_folder / "pairs.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(lines[:30]))
     [proxy, *_] = reward_checkpoints
     options = ["--source", "jsonl", "--path", str(tmp_path / "few.jsonl"), "--out", str(tmp_path / "out")]
-    main(["evaluate-reward", str(proxy), *options])
+    main(["evaluate-reward", str(proxy), "--out", str(tmp_path / "out")])
+    client = open_store(store, create=False)
+    trained_in = read_model_checkpoint(proxy).training["run_id"]
+    own = client.get_run(trained_in).data.metrics
+    for _ in range(2):
+        main(["evaluate-reward", str(proxy), *options])
+    assert client.get_run(trained_in).data.metrics == own
+    [elsewhere] = client.search_runs(["1"], f"params.checkpoints = '{proxy}' and params.members = '1'")
+    table = pd.read_csv(tmp_path / "out/reward_models.csv")
+    assert elsewhere.data.metrics["eval/accuracy"] == pytest.approx(table["accuracy"].item())
     pairs = pd.read_csv(tmp_path / "out/reward_models.csv")["pairs"]
     assert 0 < pairs.item() < len(held_out_margins(proxy))
 

@@ -18,7 +18,6 @@ from overopt.checkpoints.checkpoint_names import checkpoint_paths
 from overopt.embedded.cells import Cell
 from overopt.embedded.experiment import EmbeddedExperiment
 from overopt.embedded.plan import plan
-from overopt.embedded.recipe import Recipe
 from overopt.sweep.beta_search import BetaSearch
 from overopt.sweep.run import run_sweep
 from overopt.tracking.store import driver_url
@@ -206,8 +205,6 @@ def test_bad_numbers_are_refused(tmp_path):
         options(tmp_path, workers=0)
     with pytest.raises(ValueError, match="--grace is longer than --heartbeat"):
         options(tmp_path, grace=1)
-    with pytest.raises(ValueError, match="at least 1 of everything, got evaluation_prompts=0"):
-        Recipe(evaluation_prompts=0)
     with pytest.raises(ValueError, match="no size '7B'"):
         Cell(size="7B")
 

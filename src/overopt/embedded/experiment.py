@@ -365,6 +365,7 @@ class EmbeddedExperiment:
             reward_combination=proxies.combine,
             disagreement_price=proxies.price,
             gold=str(self.tasks.checkpoint(GOLD)),
+            gold_temperature=recipe.gold_temperature,
             optimizer=_with_rate(recipe.rl_optimizer, cell.learning_rate),
         )
         data = self._preferences(pairs_name(cell.size, cell.seed), cell.size, cell.seed, batch_size=recipe.rl_prompts)

@@ -69,14 +69,16 @@ class _Plan:
         """A policy gradient with its proxies."""
         # Refused before anything is trained.
         PolicyGradientObjective(cell.objective, cell.beta, self.experiment.recipe.rl_samples, cell.kl)
-        needs = self._reference(cell.size, cell.seed) + self._proxies(cell.proxies)
-        self.tasks[cell.name] = Task(tuple(dict.fromkeys(needs)), partial(self.experiment.optimise, cell))
+        self._add_against(cell, partial(self.experiment.optimise, cell))
 
     def add_best_of_n(self, choice: BestOfN) -> None:
         """Best-of-n with its proxies."""
-        policy, pairs = self._sft(choice.size, choice.seed), self._pairs(choice.size, choice.seed)
-        needs = (policy, GOLD, pairs, *self._proxies(choice.proxies))
-        self.tasks[choice.name] = Task(tuple(dict.fromkeys(needs)), partial(self.experiment.best_of_n, choice))
+        self._add_against(choice, partial(self.experiment.best_of_n, choice))
+
+    def _add_against(self, cell: PolicyGradientCell | BestOfN, run: Callable[[], Mapping[str, float]]) -> None:
+        policy, pairs = self._sft(cell.size, cell.seed), self._pairs(cell.size, cell.seed)
+        needs = (policy, GOLD, pairs, *self._proxies(cell.proxies))
+        self.tasks[cell.name] = Task(tuple(dict.fromkeys(needs)), run)
 
     def add_proxy(self, proxy: Proxy) -> None:
         """A proxy with its backbone and its pairs."""

@@ -1,9 +1,11 @@
 """The embedded default's settings."""
 
+import math
 from dataclasses import dataclass
 
 from overopt.analysis.advice.peak_rule import PeakRule
 from overopt.embedded.cells import Proxy
+from overopt.models.policy import EMBEDDED_SIZES
 from overopt.modules.optimizers import OptimizerSettings
 
 
@@ -20,7 +22,7 @@ class Recipe:
         vocab_size: of the byte-level BPE that all models share.
         max_prompt_tokens: of all stages.
         max_response_tokens: of all stages, the end of text included.
-        batch_size: examples per optimiser step of SFT and reward modelling.
+        batch_size: examples per optimiser step of SFT and of the gold reward model.
         sft_steps: optimiser steps of the SFT policy.
         gold_steps: optimiser steps of the gold reward model.
         gold_pairs: posts of the gold part whose human summaries it learns to prefer.
@@ -28,7 +30,7 @@ class Recipe:
             Without that, policy gradients find out that it is not.
         gold_temperature: divides the gold model's rewards, in labels and verdicts alike.
         pairs: sampled pairs that policies are aligned to.
-        align_batch_size: pairs per optimiser step of alignment.
+        align_batch_size: pairs per optimiser step of alignment and of proxy reward models.
         align_steps: optimiser steps of an alignment run.
         evaluation_prompts: held-out prompts.
         rl_prompts: per optimiser step of a policy gradient.
@@ -39,12 +41,13 @@ class Recipe:
         peak: which checkpoint of a run is its best, and whether a run past it goes on; policy
             gradients go on in any case.
         sft_optimizer: of the SFT policy.
-        gold_optimizer: of the gold reward model.
+        gold_optimizer: of the gold reward model and of proxies.
         align_optimizer: of alignment.
         rl_optimizer: of policy gradients.
 
     Raises:
-        ValueError: a number of steps, pairs, prompts or the like below 1.
+        ValueError: a number of steps, pairs, prompts or the like below 1, no betas, an unknown size, or a fraction or
+            temperature out of its range.
     """
 
     source: str = "docstrings"
@@ -80,6 +83,14 @@ class Recipe:
         numbers = {name: value for name, value in vars(self).items() if type(value) is int}
         if low := [f"{name}={value}" for name, value in numbers.items() if value < least.get(name, 1)]:
             raise ValueError(f"a recipe needs at least 1 of everything, got {', '.join(low)}")
+        if not self.betas:
+            raise ValueError("a recipe needs at least one beta, got none")
+        if self.gold_size not in EMBEDDED_SIZES:
+            raise ValueError(f"no size gold_size={self.gold_size!r}; one of {', '.join(EMBEDDED_SIZES)}")
+        if not 0 < self.gold_temperature < math.inf:
+            raise ValueError(f"need gold_temperature > 0, got {self.gold_temperature}")
+        if self.gold_fraction is not None and not 0 < self.gold_fraction < 1:
+            raise ValueError(f"need gold_fraction in (0, 1), got {self.gold_fraction}")
 
     def monitored_proxy(self, size: str, seed: int) -> Proxy | None:
         """The reward model that is measured beside the gold one for policies of a size and seed."""

@@ -1,5 +1,6 @@
 """Several reward models as one: the mean, the worst case, or the mean less a price of disagreement."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,8 +39,7 @@ def uncertainty_weighted_reward(rewards: Rewards, *, price: float) -> Float[Tens
     >>> uncertainty_weighted_reward(torch.tensor([[1.0, 4.0], [3.0, 4.0]]), price=0.5)
     tensor([1.5000, 4.0000])
     """
-    if price < 0:
-        raise ValueError(f"need a price of disagreement >= 0, got {price}")
+    _require_price(price)
     return rewards.mean(dim=0) - price * rewards.var(dim=0, unbiased=False)
 
 
@@ -55,8 +55,20 @@ def require_combination(combine: str, price: float) -> None:
     """Raise a ValueError for an unknown combination, or a negative price."""
     if combine not in COMBINATIONS:
         raise ValueError(f"unknown combination {combine!r}; one of {', '.join(COMBINATIONS)}")
-    if price < 0:
+    _require_price(price)
+
+
+def _require_price(price: float) -> None:
+    if not 0 <= price < math.inf:
         raise ValueError(f"need a price of disagreement >= 0, got {price}")
+
+
+def require_members(checkpoints: Sequence[str | Path]) -> None:
+    """Raise a ValueError for no reward model, or one that is named twice."""
+    if not checkpoints:
+        raise ValueError("an ensemble needs at least one reward model: name its checkpoint")
+    if len({Path(path).resolve() for path in checkpoints}) < len(checkpoints):
+        raise ValueError("a reward model is named twice: an ensemble of copies is no ensemble")
 
 
 class RewardScales(NamedTuple):
@@ -93,9 +105,11 @@ def reward_scales(rewards: Rewards) -> RewardScales:
 class RewardEnsemble(nn.Module):
     """Reward models that read the same token ids, combined; one alone is an ensemble of one.
 
-    A reward model is fixed up to a constant, which would decide alone whose reward is the worst: each member's
-    rewards are taken relative to its mean on responses that :meth:`centre` was told of, in the unit of their standard
-    deviation there. Until then they are as they come.
+    A reward model is fixed up to a constant per prompt, which would decide alone whose reward is the worst. Of these
+    constants the mean over prompts is taken out: each member's rewards are relative to its mean on responses that
+    :meth:`centre` was told of, in the unit of their standard deviation there, as Coste et al. 2023 normalise them. What
+    constants differ by from prompt to prompt stays in the worst case and in the disagreement. Until then rewards are as
+    they come.
 
     Args:
         members: reward models of one tokenizer.

@@ -1,5 +1,7 @@
 """KL-regularised policy gradient (Eq. 3): RLHF against a reward model, on the policy's own samples."""
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,6 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from overopt.checkpoints.cost import Cost
 from overopt.checkpoints.format import ModelDescription
 from overopt.data.schema import EvaluationBatch, PreferenceBatch, SampledBatch, StepBatch
 from overopt.data.tokenization import end_of_text_id, padding_id
@@ -19,6 +22,7 @@ from overopt.models.compute import ComputeSettings
 from overopt.models.generation import SampledResponse, sample_several
 from overopt.models.policy import Policy, load_policy
 from overopt.models.proxy_reward import ProxyReward
+from overopt.models.reward_ensemble import require_combination, require_members
 from overopt.modules.optimizers import OptimizerSettings
 from overopt.modules.step import StepModule
 from overopt.objectives.policy_gradient import (
@@ -55,7 +59,7 @@ class PolicyGradientObjective:
             raise ValueError(f"unknown objective {self.objective!r}; one of {', '.join(ADVANTAGES)}")
         if self.kl not in ("reward", "penalty"):
             raise ValueError(f"the KL goes into the reward or is a penalty, got kl={self.kl!r}")
-        if min(self.samples_per_prompt, self.inner_epochs) < 1 or self.unfinished_penalty < 0:
+        if min(self.samples_per_prompt, self.inner_epochs) < 1 or not 0 <= self.unfinished_penalty < math.inf:
             raise ValueError(
                 f"need samples_per_prompt >= 1, inner_epochs >= 1 and unfinished_penalty >= 0, got "
                 f"{self.samples_per_prompt=}, {self.inner_epochs=}, {self.unfinished_penalty=}".replace("self.", "")
@@ -151,7 +155,10 @@ class PolicyGradientModule(StepModule):
         unfinished_penalty: taken from the reward of a response that hit the length limit, >= 0 [reward].
         reward_combination: of several reward models: mean, worst or uncertainty_weighted.
         disagreement_price: of uncertainty_weighted [1 / standard deviation of a reward].
-        gold: checkpoint of a reward model that is only watched: its reward is logged beside the proxy's.
+        gold: checkpoint of a reward model that is only watched: its reward is logged beside the proxy's, and what that
+            takes is no part of the training's cost.
+        gold_temperature: divides the gold model's rewards, as in the labels that the proxy learned from: one unit for
+            both.
         clip_range: of ppo's ratios, in (0, 1).
         inner_epochs: ppo's optimiser steps on each batch of samples; the others take one.
         sampled_together: responses sampled side by side; bounds memory.
@@ -174,6 +181,7 @@ class PolicyGradientModule(StepModule):
         reward_combination: Literal["mean", "worst", "uncertainty_weighted"] = "mean",
         disagreement_price: float = 0.5,
         gold: str | None = None,
+        gold_temperature: float = 1.0,
         clip_range: float = 0.2,
         inner_epochs: int = 4,
         sampled_together: int = 256,
@@ -186,11 +194,15 @@ class PolicyGradientModule(StepModule):
         self.objective = PolicyGradientObjective(
             objective, beta, samples_per_prompt, kl, unfinished_penalty, clip_range, inner_epochs
         )
+        if not 0 < gold_temperature < math.inf:
+            raise ValueError(f"need gold_temperature > 0, got {gold_temperature}")
         self.reference = reference
         self.reward = [reward] if isinstance(reward, str) else list(reward)
+        require_members(self.reward)
+        require_combination(reward_combination, disagreement_price)
         self.reward_combination = reward_combination
         self.disagreement_price = disagreement_price
-        self.gold = gold
+        self.gold, self.gold_temperature = gold, gold_temperature
         self.sampled_together = sampled_together
         self.compute = compute
         self._held_out: list[list[int]] = []
@@ -304,6 +316,7 @@ class PolicyGradientModule(StepModule):
             "reward_combination": self.reward_combination,
             "disagreement_price": self.disagreement_price,
             "gold": self.gold,
+            **({} if self.gold is None else {"gold_temperature": self.gold_temperature}),
         }
 
     @property
@@ -319,7 +332,7 @@ class PolicyGradientModule(StepModule):
     def _seeds(self, samples: int) -> list[int]:
         """Of a step's draws: what has been seen tells steps apart, after a resume too."""
         place = [self.data.hparams["seed"], self.examples_seen, self.trainer.global_rank]
-        return _seeds(place, samples)
+        return _seeds("training", place, samples)
 
     def _draw(self, policy: Policy, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[_Drawn]:
         sampled = sample_several(
@@ -338,6 +351,11 @@ class PolicyGradientModule(StepModule):
         passes = self._passes(drawn)
         unfinished = torch.tensor([float(not r.finished) for d in drawn for r in d.responses], device=self._root_device)
         scored = [self._score(tokens, unfinished[places]) for places, tokens in passes]
+        if self._frozen.gold is not None:
+            began = self._now()
+            scored = self._watched(scored)
+            # Inside the time of a step, which counts as the training's.
+            self.cost += Cost(seconds=began - self._now())
         # What was cast for a pass without gradients has none, and autocast would take it for the passes that train.
         torch.clear_autocast_cache()
         order = torch.cat([places for places, _ in passes]).argsort()
@@ -364,9 +382,22 @@ class PolicyGradientModule(StepModule):
             self.policy(tokens),
             frozen.reference(tokens),
             frozen.proxy(tokens),
-            None if frozen.gold is None else frozen.gold(tokens),
+            None,
             unfinished,
         )
+
+    def _watched(self, scored: Sequence[SampledBatch]) -> list[SampledBatch]:
+        """With the gold model's rewards, if there is one."""
+        gold = self._frozen.gold
+        if gold is None:
+            return list(scored)
+        return [batch._replace(gold_rewards=gold(batch.tokens) / self.gold_temperature) for batch in scored]
+
+    def _now(self) -> float:
+        """Once all is done that was asked of the device [s]."""
+        if self._root_device.type != "cpu":
+            torch.accelerator.synchronize(self._root_device)
+        return time.perf_counter()
 
     def _passes(self, drawn: Sequence[_Drawn]) -> list[tuple[Tensor, PackedTokens]]:
         """Forward passes of at most ``data.micro_batch_tokens``, with the places of their responses among all."""
@@ -417,42 +448,38 @@ class PolicyGradientModule(StepModule):
         prompts = sorted({tuple(row.prompt_ids.tolist()) for row in self.data.train_set.tokenized})
         chosen = np.random.default_rng([seed, 0]).permutation(len(prompts))[:CENTRED_ON_PROMPTS]
         frozen = self._frozen
-        drawn = self._draw(frozen.reference, [prompts[i] for i in chosen.tolist()], _seeds([seed, 1], 1))
+        drawn = self._draw(frozen.reference, [prompts[i] for i in chosen.tolist()], _seeds("scales", [seed], 1))
         frozen.proxy.centre([tokens for _, tokens in self._passes(drawn)])
 
     def _score_held_out(self, split: str) -> None:
         prompts, self._held_out = sorted(map(list, {tuple(prompt) for prompt in self._held_out})), []
         self.log_examples_seen()
-        if not prompts:
-            return
-        drawn = self._draw(self.policy, prompts, _seeds([self.data.hparams["seed"], self.trainer.global_rank], 1))
+        seeds = _seeds("held out", [self.data.hparams["seed"], self.trainer.global_rank], 1)
+        drawn = self._draw(self.policy, prompts, seeds) if prompts else []
         unfinished = torch.tensor([float(not d.responses[0].finished) for d in drawn], device=self._root_device)
-        scored = [self._score(tokens, unfinished[places]) for places, tokens in self._passes(drawn)]
-        means = {
-            "proxy_reward": torch.cat([batch.proxy_rewards for batch in scored]).mean(),
-            "kl_nats": torch.cat([batch.log_ratios() for batch in scored]).mean(),
-            "response_tokens": torch.cat([batch.tokens.lengths() for batch in scored]).float().mean(),
-            "unfinished_share": unfinished.mean(),
+        scored = self._watched([self._score(tokens, unfinished[places]) for places, tokens in self._passes(drawn)])
+        sums = {
+            "proxy_reward": [batch.proxy_rewards.sum() for batch in scored],
+            "kl_nats": [batch.log_ratios().sum() for batch in scored],
+            "response_tokens": [batch.tokens.lengths().sum() for batch in scored],
+            "unfinished_share": [unfinished.sum()],
         }
-        gold = [batch.gold_rewards for batch in scored if batch.gold_rewards is not None]
-        if gold:
-            means["gold_reward"] = torch.cat(gold).mean()
-        # Over processes a mean weighted by their prompts.
-        for name, value in means.items():
-            self.log(f"{split}/{name}", value, prog_bar=True, batch_size=len(prompts), sync_dist=True)
+        if self._frozen.gold is not None:
+            sums["gold_reward"] = [batch.gold_rewards.sum() for batch in scored if batch.gold_rewards is not None]
+        # A process without a prompt of its own waits with the others for the sums of all.
+        values = [float(len(prompts)), *(float(sum(parts)) for parts in sums.values())]
+        count, *totals = self.ranks().total(torch.tensor(values)).tolist()
+        for name, total in zip(sums, totals, strict=True):
+            self.log(f"{split}/{name}", total / count, prog_bar=True, batch_size=1, sync_dist=True)
 
 
-def _seeds(place: Sequence[int], count: int) -> list[int]:
-    """Seeds that no other place shares."""
-    return [int(seed) >> 1 for seed in np.random.SeedSequence(list(place)).generate_state(count, np.uint64)]
+def _seeds(draws: Literal["training", "held out", "scales"], place: Sequence[int], count: int) -> list[int]:
+    """Seeds that no other place, and no other kind of draws, shares."""
+    # What comes first is no zero: zeros at the end are as if they were not there.
+    kind = {"training": 1, "held out": 2, "scales": 3}[draws]
+    return [int(seed) >> 1 for seed in np.random.SeedSequence([kind, *place]).generate_state(count, np.uint64)]
 
 
 def _prompts(examples: Sequence[Any]) -> list[list[int]]:
-    """Of labelled pairs or demonstrations, in an order that does not depend on how they were packed."""
-    prompts: list[list[int]] = []
-    for batch in examples:
-        if isinstance(batch, PreferenceBatch):
-            prompts += batch.tokens.prompts()[::2]
-        else:
-            prompts += batch.prompts()
-    return sorted(prompts)
+    """Of labelled pairs, in an order that does not depend on how they were packed."""
+    return sorted(prompt for batch in examples for prompt in batch.tokens.prompts()[::2])

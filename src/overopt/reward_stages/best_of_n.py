@@ -39,7 +39,7 @@ from overopt.experiment import data_of_policy, open_policy
 from overopt.judging import Judging, judge_tags
 from overopt.models.generation import SampledResponse, sample_several
 from overopt.models.policy import Policy, model_name
-from overopt.models.reward_ensemble import require_combination
+from overopt.models.reward_ensemble import require_combination, require_members
 from overopt.packed_tokens import PackedTokens, PromptGroup
 from overopt.progress import progress_bar
 from overopt.tracking.best_of_n_points import STAGE
@@ -159,10 +159,7 @@ def run_best_of_n(
     Returns:
         One row an n, as in best_of_n.csv.
     """
-    if not reward:
-        raise ValueError("name the reward models that samples are chosen by: --reward CHECKPOINT ...")
-    if len({each.resolve() for each in reward}) < len(reward):
-        raise ValueError("a reward model is named twice: an ensemble of copies is no ensemble")
+    require_members(reward)
     if isinstance(judge, Judging):
         judge.require()
     proxies = [open_text_rewards(checkpoint) for checkpoint in reward]

@@ -31,7 +31,7 @@ from overopt.evaluation.text_rewards import combined_rewards
 from overopt.evaluation.win_rate import wilson_interval
 from overopt.metrics.calibration import CalibrationEstimate
 from overopt.models.compute import stage_device
-from overopt.models.reward_ensemble import COMBINATIONS, require_combination
+from overopt.models.reward_ensemble import COMBINATIONS, require_combination, require_members
 from overopt.models.reward_model import RewardModel, load_reward_model
 from overopt.packed_tokens import PackedTokens
 from overopt.progress import progress_bar
@@ -48,7 +48,8 @@ from overopt.tracking.store import open_store
 
 # What of the data must be the same for all reward models; tokenizer and lengths are each model's own.
 _SHARED_DATA = ("source", "path", "splits", "evaluation_fraction", "gold_fraction", "max_evaluation_examples")
-_ENSEMBLE_TAG = "overopt.ensemble"
+# Of a run that no training began: what was evaluated there, and on which data.
+_EVALUATION_TAG = "overopt.reward_evaluation"
 
 
 class EvaluatedReward(NamedTuple):
@@ -107,8 +108,10 @@ def evaluate_reward_models(
         raise ValueError("--run-id is one run, of one checkpoint: leave it out, each checkpoint names its own")
     require_combination("mean", price)
     members = _members(checkpoints)
-    runs = [run_id or member.checkpoint.training.get("run_id") for member in members]
-    client = open_store(tracking_uri, create=False) if any(runs) else None
+    trained_in = [member.checkpoint.training.get("run_id") for member in members]
+    client = open_store(tracking_uri, create=False) if run_id or any(trained_in) else None
+    # Other data's results would take the place of those on the run's own held-out pairs.
+    runs = [run_id or (run if source is None else None) for run in trained_in]
     for run in runs:
         if client is not None and run is not None:
             require_run(client, run)
@@ -118,7 +121,8 @@ def evaluate_reward_models(
     out = out or run_folder(members[0].path) / "reward_evaluation"
     opened = [*members, *([] if gold is None else _members([gold]))]
     with progress_bar() as progress:
-        rewards = [_rewards(member, shared) for member in progress.track(opened, description="scoring pairs")]
+        scored = [_rewards(member, shared) for member in progress.track(opened, description="scoring pairs")]
+    rewards = [each for each, _ in scored]
     of_gold = rewards.pop() if gold is not None else None
     evaluated = [_evaluated(member.name, each, of_gold) for member, each in zip(members, rewards, strict=True)]
     if len(members) > 1:
@@ -129,16 +133,15 @@ def evaluate_reward_models(
         ]
     paths = write_reward_evaluation(out, evaluated)
     if client is not None:
-        _track(client, members, evaluated, runs, price, paths)
+        _track(client, members, evaluated, runs, price, scored[0].data_fingerprint, paths)
     for line in summary(evaluated):
         print(line)
-    print(f"tables and figures in {out}" + (", metrics in the runs that trained the models" if client else ""))
+    print(f"tables and figures in {out}" + (", metrics in MLflow" if client else ""))
     return evaluated
 
 
 def _members(checkpoints: Sequence[Path]) -> list[_Member]:
-    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
-        raise ValueError("a checkpoint is named twice: an ensemble of copies is no ensemble")
+    require_members(checkpoints)
     read = [read_model_checkpoint(path, REWARD_PREFIX) for path in checkpoints]
     # A task's folder is what tells last.ckpt of one run from another's.
     names = [run_folder(path.resolve()).name for path in checkpoints]
@@ -149,10 +152,18 @@ def _members(checkpoints: Sequence[Path]) -> list[_Member]:
     return [_Member(*row) for row in zip(names, checkpoints, read, strict=True)]
 
 
-def _rewards(member: _Member, shared: dict[str, Any]) -> PairRewards:
+class _Scored(NamedTuple):
+    """Held-out pairs with their rewards."""
+
+    rewards: PairRewards
+    data_fingerprint: str
+
+
+def _rewards(member: _Member, shared: dict[str, Any]) -> _Scored:
     data = data_of_checkpoint(member.checkpoint, member.path, **{**shared, "examples": "preferences"})
     data.setup("predict")
-    return pair_rewards(load_reward_model(member.path).to(stage_device()), held_out_pairs(data))
+    rewards = pair_rewards(load_reward_model(member.path).to(stage_device()), held_out_pairs(data))
+    return _Scored(rewards, data.fingerprint)
 
 
 def held_out_pairs(data: PreferenceDataModule) -> PreferenceSet:
@@ -227,22 +238,35 @@ def _track(
     evaluated: Sequence[EvaluatedReward],
     runs: Sequence[str | None],
     price: float,
+    data_fingerprint: str,
     paths: Sequence[Path],
 ) -> None:
+    """Each in its run; what has none gets one, and the same one when it is evaluated again on the same data."""
     steps = [int(member.checkpoint.training["examples_seen"]) for member in members]
-    for run, each, step in zip(runs, evaluated, steps, strict=False):
+    files = [hashlib.sha256(member.path.read_bytes()).hexdigest() for member in members]
+    alone = [([member], [file]) for member, file in zip(members, files, strict=True)]
+    together = [(members, sorted(files))] * (len(evaluated) - len(members))
+    for place, (each, (of, hashes)) in enumerate(zip(evaluated, [*alone, *together], strict=True)):
+        run = runs[place] if place < len(runs) else None
+        step = steps[place] if place < len(steps) else max(steps)
         if run is not None:
             log_metrics(client, run, each.metrics(), step=step)
             _log_artifacts(client, run, paths)
-    # No run has trained an ensemble: it gets one, a combination, and the same one when it is evaluated again.
-    files = [hashlib.sha256(member.path.read_bytes()).hexdigest() for member in members]
-    for combine, each in zip(COMBINATIONS, evaluated[len(members) :], strict=False):
-        tags = {_ENSEMBLE_TAG: hashlib.sha256(" ".join([combine, str(price), *sorted(files)]).encode()).hexdigest()}
-        own = find_run(client, tags) or start_run(client, f"{each.name} of {len(members)}", "reward", tags=tags)
+            continue
+        combined = [] if len(of) == 1 else [each.name, str(price)]
+        key = hashlib.sha256(" ".join([*combined, *hashes, data_fingerprint]).encode()).hexdigest()
+        tags = {_EVALUATION_TAG: key}
+        name = each.name if len(of) == 1 else f"{each.name} of {len(of)}"
+        own = find_run(client, tags) or start_run(client, name, "reward", tags=tags)
         with finishing(client, own):
-            settings = {"objective": each.name, "members": len(members), "price": price}
-            log_params(client, own, settings | {"checkpoints": " ".join(str(member.path) for member in members)})
-            log_metrics(client, own, each.metrics(), step=max(steps))
+            settings = {
+                "objective": each.name,
+                "members": len(of),
+                "price": price,
+                "data_fingerprint": data_fingerprint,
+            }
+            log_params(client, own, settings | {"checkpoints": " ".join(str(member.path) for member in of)})
+            log_metrics(client, own, each.metrics(), step=step)
             _log_artifacts(client, own, paths)
 
 

@@ -37,7 +37,7 @@ def start_run(
     Args:
         client: of the store.
         name: what the UI shows.
-        stage: sft, reward, align, rl, judge or study.
+        stage: sft, reward, align, rl, best_of_n, judge or study.
         tags: more tags; ``PARENT_TAG`` names the study it belongs to.
         experiment: name of the experiment.
     """

@@ -25,7 +25,8 @@ _HOW_TO_READ = (
     "Student's over seeds and need three; all seeds answer the same prompts. Costs are those of the checkpoint that is "
     "best in the mean, with all that it took beyond the reference: samples and their labels, reward models with their "
     "backbones, earlier rounds. Best-of-n draws its n samples anew for every answer, which is not in it; the seconds "
-    "of RLHF hold the scoring of its samples, by the reference too."
+    "of RLHF hold the scoring of its samples, by the reference too. The proxy of RLHF and best-of-n is what they "
+    "optimise; direct alignment optimises none, and a reward model of all its pairs is measured beside it."
 )
 _HOW_TO_COMPARE = (
     "Paired by seed, less the plain method that is varied: for an ensemble of proxies the single proxy, and where "
