@@ -1,5 +1,11 @@
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,9 +72,10 @@ def weights(module):
     "objective", [{}, {"kl": "penalty"}, {"objective": "reinforce"}, {"objective": "ppo"}], ids=str
 )
 def test_the_proxy_reward_of_own_samples_goes_up(optimise, objective):
-    # All prompts in each step: what is left of noise is the samples'.
+    # All prompts in each step: what is left of noise is the samples', of which there are many.
     settings = {
         "optimizer": KEEN,
+        "samples_per_prompt": 8,
         "data": {"batch_size": 32, "micro_batch_tokens": 2000},
         "trainer": {"max_epochs": 20},
     }
@@ -362,3 +369,26 @@ def test_sharding_is_refused_before_a_model_is_opened(make_trainer, make_data):
     module._trainer.strategy.__class__ = FullyShardedStrategy
     with pytest.raises(ValueError, match=r"use --trainer\.strategy auto, or ddp"):
         module.configure_model()
+
+
+def test_processes_step_together_whatever_share_of_the_prompts_each_has(
+    preference_folder, sft_checkpoint, reward_checkpoint, tmp_path
+):
+    shutil.copytree(preference_folder, tmp_path / "pairs")
+    for checkpoint, name in ((sft_checkpoint, "reference"), (reward_checkpoint, "reward")):
+        shutil.copyfile(checkpoint, tmp_path / f"{name}.ckpt")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(Path(__file__).parents[1] / "policy_gradient_processes.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*torchrun, script, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    start = load_policy(sft_checkpoint)
+    for objective in ("rloo", "ppo"):
+        first, second = (json.loads((tmp_path / f"{objective}-{rank}.json").read_text()) for rank in (0, 1))
+        assert first["weights"] == second["weights"]
+        assert first["weights"] != weights(start).tolist()
+        assert first["examples_seen"] == second["examples_seen"] == 15
+        assert first["metrics"] == second["metrics"]  # of the one held-out prompt, which one of them has
+        assert first["metrics"]["val/gold_reward"] == pytest.approx(first["metrics"]["val/proxy_reward"])
