@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid methods methods-plain-gold sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
+	bench-economy bench-plan judge-trial beta-grid methods methods-far methods-plain-gold sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
 	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks mitigations-checks rlhf-checks
 
 quickstart: .venv/ready
@@ -45,6 +45,11 @@ beta-grid: .venv/ready
 # All methods on the same axes, three seeds of the embedded default; two hours or more on two cores, in as many sittings.
 methods: .venv/ready
 	$(BIN)/python studies/methods.py $(ARGS)
+
+# RLHF that goes further, against one proxy and ensembles; half an hour.
+methods-far: .venv/ready
+	$(BIN)/python studies/methods.py --out outputs/sweeps/methods_far $(ARGS) -- --preset conf/sweep/far_rl.yaml \
+		--alignments --optimisers rloo --rl-betas 0.001
 
 # RLHF under the embedded default's own gold model, beside DPO; twenty minutes.
 methods-plain-gold: .venv/ready

@@ -24,11 +24,11 @@ def keep_summary(folder: Path, lines: Sequence[str], command: Sequence[str] | No
     (folder / "summary.txt").write_text("\n".join([*lines, "", f"command: {words}", *origin]) + "\n", encoding="utf-8")
 
 
-def keep_report(folder: Path, report: Path) -> None:
-    """Copy a report's tables and figures, these as pictures only."""
+def keep_report(folder: Path, report: Path, figures: str = "*") -> None:
+    """Copy a report's tables, and figures whose name fits a pattern, these as pictures only."""
     shutil.rmtree(folder / "figures", ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
     for file in sorted(report.glob("*.csv")):
         shutil.copy(file, folder / file.name)
-    for file in sorted(report.glob("figures/*.png")):
+    for file in sorted(report.glob(f"figures/{figures}.png")):
         shutil.copy(file, folder / "figures" / file.name)

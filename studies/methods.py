@@ -37,7 +37,7 @@ def main() -> None:
         f"{'under' if hours / WORKERS < HOURS else 'over'} {HOURS:g}",
     ]
     if arguments.keep is not None:
-        keep_report(arguments.keep, report)
+        keep_report(arguments.keep, report, "methods")
         keep_summary(arguments.keep, lines)
     print("\n" + "\n".join(lines))
 
