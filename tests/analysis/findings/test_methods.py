@@ -14,6 +14,7 @@ from overopt.analysis.findings.falls import fall_tests
 from overopt.analysis.findings.method_curves import MethodCurve, SeedPoints, method_points, seed_peaks
 from overopt.analysis.findings.method_names import baseline, family
 from overopt.analysis.findings.methods import COLUMNS, EFFECT_COLUMNS, compare_methods, paired_effects
+from overopt.analysis.findings.over_optimization import checkpoint_cells
 from overopt.analysis.laws.curves import curves_of
 
 LAW, OTHER = (0.16, 0.09), (0.17, 0.075)
@@ -153,6 +154,18 @@ def test_a_peak_beyond_what_was_measured_is_a_bound_and_has_no_fall() -> None:
     assert math.isnan(censored["fall"])
     assert row(table, "dpo", "gold_reward")["goodhart"] == "not reached"
     assert row(table, "ipo")["peak_is"] == "inside"
+
+
+def test_seeds_with_a_few_more_examples_have_the_same_checkpoints() -> None:
+    points = make_methods({"dpo": LAW, "ipo": OTHER}, noise=0.0, between=0.0)
+    uneven = points.assign(examples_seen=points["examples_seen"] + points["seed"] * (points["examples_seen"] > 0))
+    found, moved = (row(compare_methods(method_points(rows)).table, "dpo") for rows in (points, uneven))
+    assert moved["best_step"] == found["best_step"] + 1  # the mean of 0, 1 and 2 more
+    same = ["best_beta", "cost_tokens", "cost_tokens_low", "cost_seconds", "peak"]
+    assert moved[same].tolist() == found[same].tolist()
+    [cells, moved_cells] = [checkpoint_cells(rows[rows["objective"] == "dpo"]) for rows in (points, uneven)]
+    assert len(moved_cells) == len(cells) == 20
+    assert [cell.win_rate for cell in moved_cells] == [cell.win_rate for cell in cells]
 
 
 def test_what_only_falls_is_highest_at_the_start() -> None:

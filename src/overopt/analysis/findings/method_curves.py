@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from overopt.analysis.findings.claim import mean_estimate
 from overopt.analysis.findings.falls import transients
 from overopt.analysis.findings.method_names import in_order
-from overopt.analysis.laws.curves import Curves, curves_of
+from overopt.analysis.laws.curves import Curves, checkpoint_ranks, curves_of
 from overopt.analysis.laws.intervals import Estimate, t_quantile
 from overopt.analysis.laws.laws import distance
 from overopt.analysis.laws.local_curve import local_curve
@@ -28,7 +28,19 @@ MEASURES = {"win_rate": "win rate", "gold_reward": "gold reward", "proxy_reward"
 COSTS = ("cost_tokens", "cost_seconds")
 PLACES = 80
 UNKNOWN_SEED = -1
-_COLUMNS = ("model", "num_parameters", "method", "run_id", "seed", "beta", "step", "kl_nats", *MEASURES, *COSTS)
+_COLUMNS = (
+    "model",
+    "num_parameters",
+    "method",
+    "run_id",
+    "seed",
+    "beta",
+    "step",
+    "checkpoint",
+    "kl_nats",
+    *MEASURES,
+    *COSTS,
+)
 
 
 class MethodPoints(NamedTuple):
@@ -37,8 +49,9 @@ class MethodPoints(NamedTuple):
     Attributes:
         table: one row a checkpoint after the reference, or an n above 1 of best-of-n, that has a KL: model,
             num_parameters, method, run_id (empty for best-of-n), seed (-1 where it is unknown), beta [reward / nat],
-            step (examples seen, or n), kl_nats, d [sqrt(nats)], win_rate and its reference_win_rate, gold_reward and
-            proxy_reward as gains over the run's own reference [logits], cost_tokens, cost_seconds.
+            step (examples seen, or n), checkpoint (which of its run's, or n), kl_nats, d [sqrt(nats)], win_rate and
+            its reference_win_rate, gold_reward and proxy_reward as gains over the run's own reference [logits],
+            cost_tokens, cost_seconds.
         transients: model, method and number of checkpoints left out, since training recovered from their dip.
     """
 
@@ -65,9 +78,10 @@ def method_points(
     keys = pd.Series(list(zip(points["run_id"].astype(str), points["examples_seen"], strict=True)), points.index)
     dipped = keys.isin(dips) if len(keys) else pd.Series(data=False, index=points.index, dtype=bool)
     left_out = points[dipped].groupby(["model", "objective"]).size().rename("number").reset_index()
+    points = points.assign(checkpoint=checkpoint_ranks(points))
     tables = [_gains(points[~dipped].rename(columns={"objective": "method", "examples_seen": "step"}), reference=0)]
     if best_of_n is not None and len(best_of_n):
-        samples = best_of_n.rename(columns={"objective": "method", "n": "step"})
+        samples = best_of_n.rename(columns={"objective": "method", "n": "step"}).assign(checkpoint=best_of_n["n"])
         # Runs of a tracking store, but of no policy: no dot of a figure leads to a checkpoint.
         tables.append(_gains(samples, reference=1).assign(run_id=""))
     table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)

@@ -89,9 +89,9 @@ class Methods(NamedTuple):
             common). proxy_at_peak, proxy_at_furthest and proxy_rise, between them: gains of the proxy reward
             [logits]. goodhart: yes where the measure falls and the proxy rises meanwhile, both intervals above 0, no
             where one lies below 0, not reached where the measure is highest at the end, else undecided. best_beta and
-            best_step (examples seen, or n) of the best checkpoint, the highest mean over seeds, and what it took
-            beyond the reference. NAME_low and NAME_high are 95% intervals over seeds; an infinite or zero end of
-            kl_at_peak_nats says that some seed is best at an end of what was measured.
+            best_step (examples seen, a mean where seeds differ by a few, or n) of the best checkpoint, the highest mean
+            over seeds, and what it took beyond the reference. NAME_low and NAME_high are 95% intervals over seeds; an
+            infinite or zero end of kl_at_peak_nats says that some seed is best at an end of what was measured.
         effects: one row a method, measure and quantity, less the baseline's, paired by seed: peak; d_at_peak
             [sqrt(nats)]; fall, to kl_nats, the furthest that both went; at_kl, the curves at kl_nats. p_holm counts
             the methods that were compared in this quantity.
@@ -147,7 +147,7 @@ def _row(found: MethodPoints, model: str, method: str, target: str, curve: Metho
         "goodhart": "",
     }
     best = best_checkpoint(rows, target)
-    row["best_beta"], row["best_step"] = best["beta"].iloc[0], best["step"].iloc[0]
+    row["best_beta"], row["best_step"] = best["beta"].iloc[0], round(float(best["step"].mean()))
     for cost in COSTS:
         row |= _columns(cost, scattered_mean(best[cost].dropna().to_numpy(float)))
     if curve is None:
@@ -165,15 +165,15 @@ def _row(found: MethodPoints, model: str, method: str, target: str, curve: Metho
 
 
 def best_checkpoint(rows: pd.DataFrame, target: str) -> pd.DataFrame:
-    """The rows, one a seed, of the beta and step whose mean over seeds is highest, of those that most seeds have.
+    """The rows, one a seed, of the beta and checkpoint whose mean over seeds is highest, of those that most seeds have.
 
     Its height would be partly luck, and is not reported; what it took is no matter of luck.
     """
     # Best-of-n has no beta, and no two of its rows a seed and n.
-    cells = rows.assign(beta=rows["beta"].fillna(-1.0)).groupby(["beta", "step"])
+    cells = rows.assign(beta=rows["beta"].fillna(-1.0)).groupby(["beta", "checkpoint"])
     table = cells.agg(seeds=("seed", "nunique"), value=(target, "mean"))
-    beta, step = table[table["seeds"] == table["seeds"].max()]["value"].idxmax()
-    best: pd.DataFrame = rows[(rows["beta"].fillna(-1.0) == beta) & (rows["step"] == step)]
+    beta, checkpoint = table[table["seeds"] == table["seeds"].max()]["value"].idxmax()
+    best: pd.DataFrame = rows[(rows["beta"].fillna(-1.0) == beta) & (rows["checkpoint"] == checkpoint)]
     return best
 
 

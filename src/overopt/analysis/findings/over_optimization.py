@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from overopt.analysis.laws.curves import group_name, require_columns, training_fractions
+from overopt.analysis.laws.curves import checkpoint_ranks, group_name, require_columns, training_fractions
 from overopt.analysis.laws.intervals import LEVEL, Estimate, around
 
 Verdict = Literal["over-optimized", "undecided", "not reached"]
@@ -19,7 +19,7 @@ class Cell:
 
     Attributes:
         beta: price of divergence in training [reward / nat].
-        examples_seen: pairs trained on.
+        examples_seen: pairs trained on; the mean where seeds differ by a few.
         training_fraction: of the whole run.
         kl_nats: KL(policy || reference) [nats].
         win_rate: fraction.
@@ -187,17 +187,17 @@ def checkpoint_cells(group: pd.DataFrame) -> list[Cell]:
     The standard error adds what seeds differ by to what a single win rate carries: seeds are judged on the
     same prompts, so their errors do not average out.
     """
-    group = group.assign(training_fraction=training_fractions(group))
+    group = group.assign(training_fraction=training_fractions(group), checkpoint=checkpoint_ranks(group))
     trained = group[(group["examples_seen"] > 0) & group[["kl_nats", "win_rate"]].notna().all(axis=1)]
     cells = []
-    for _, seeds in trained.groupby(["beta", "examples_seen"], sort=True):
+    for _, seeds in trained.groupby(["beta", "checkpoint"], sort=True):
         rates = seeds["win_rate"].to_numpy(float)
         errors = seeds["win_rate_se"].to_numpy(float) if "win_rate_se" in seeds else np.array([math.nan])
         between = float(rates.var(ddof=1)) / len(rates) if len(rates) > 1 else 0.0
         cells.append(
             Cell(
                 beta=float(seeds["beta"].iloc[0]),
-                examples_seen=int(seeds["examples_seen"].iloc[0]),
+                examples_seen=round(float(seeds["examples_seen"].mean())),
                 training_fraction=float(seeds["training_fraction"].mean()),
                 kl_nats=float(seeds["kl_nats"].mean()),
                 win_rate=float(rates.mean()),

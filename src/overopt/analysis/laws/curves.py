@@ -303,6 +303,16 @@ def training_fractions(points: pd.DataFrame) -> "pd.Series[float]":
     return fractions
 
 
+def checkpoint_ranks(points: pd.DataFrame) -> "pd.Series[int]":
+    """Which of its run's checkpoints each row is: 1 for the first, 0 for the reference.
+
+    Seeds whose pairs are a few more or fewer have the same checkpoint after different numbers of examples.
+    """
+    trained = points["examples_seen"].where(points["examples_seen"] > 0)
+    ranks: pd.Series[int] = trained.groupby(points["run_id"]).rank(method="dense").fillna(0).astype(int)
+    return ranks
+
+
 def _point_sets(group: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     trained = group[group["examples_seen"] > 0]
     yield "final", final_checkpoints(trained)
