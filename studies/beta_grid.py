@@ -17,7 +17,7 @@ def main() -> None:
     arguments = sweep_arguments(__doc__, "beta_grid")
     run_script("beta_grid.py", "--out", arguments.out, *arguments.sweep)
 
-    done, hours, commit = sweep_record(arguments.out, "beta_grid", with_shared=False)
+    done, hours, commit, _ = sweep_record(arguments.out, "beta_grid", with_shared=False)
     points = pd.read_csv(arguments.out / "report" / "points.csv")
     trained = points[points.examples_seen > 0]
     by_size = trained.loc[trained.groupby(["model", "objective"]).win_rate.idxmax()]

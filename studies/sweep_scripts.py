@@ -39,11 +39,13 @@ class SweepRecord(NamedTuple):
         done: trials that ended well.
         hours: that all of them took, one after another.
         commit: that computed them: a sweep takes sittings, and one code.
+        run: the study's parent run in MLflow.
     """
 
     done: int
     hours: float
     commit: str
+    run: str
 
 
 def sweep_record(out: Path, name: str, *, with_shared: bool) -> SweepRecord:
@@ -52,9 +54,11 @@ def sweep_record(out: Path, name: str, *, with_shared: bool) -> SweepRecord:
     names = [name, shared_name(name)] if with_shared else [name]
     studies = [optuna.load_study(study_name=each, storage=storage) for each in names]
     trials = [trial for study in studies for trial in study.trials]
-    parent = open_store(None, create=False).get_run(studies[0].user_attrs[PARENT_ATTRIBUTE])
+    run = studies[0].user_attrs[PARENT_ATTRIBUTE]
+    parent = open_store(None, create=False).get_run(run)
     return SweepRecord(
         done=sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials),
         hours=math.fsum(trial.user_attrs.get(SECONDS, 0.0) for trial in trials) / 3600,
         commit=parent.data.params["git_commit"],
+        run=run,
     )
