@@ -388,7 +388,7 @@ def test_prompts_in_common_show_dips_that_standard_errors_hide_and_tests_of_fall
     )
     curves = curves_of(points, completions)
     known, unknown = (compare_methods(method_points(points, None, given)).table for given in (curves, None))
-    dips = fall_tests(curves.select(), draws=200).set_index("objective")["num_transients"].to_dict()
+    dips = fall_tests(curves.select()).set_index("objective")["num_transients"].to_dict()
     assert dips == {"dpo": 3, "ipo": 0}
     assert {method: row(known, method)["num_transients"] for method in dips} == dips
     assert {row(unknown, method)["num_transients"] for method in dips} == {0}

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from overopt.analysis.findings.claim import mean_estimate
-from overopt.analysis.findings.falls import transients
+from overopt.analysis.findings.falls import DRAWS, transients
 from overopt.analysis.findings.method_names import in_order
 from overopt.analysis.laws.curves import Curves, checkpoint_ranks, curves_of
 from overopt.analysis.laws.intervals import Estimate, t_quantile
@@ -122,7 +122,7 @@ def _transients(points: pd.DataFrame, curves: Curves | None) -> set[tuple[str, i
     found: set[tuple[str, int]] = set()
     for curve in (curves or curves_of(points)).select():
         if curve.outcomes is not None or np.isfinite(curve.win_rate_se).all():
-            for place in np.flatnonzero(transients(curve, prompt_deviations(curve).win_rate)):
+            for place in np.flatnonzero(transients(curve, prompt_deviations(curve, DRAWS).win_rate)):
                 found.add((curve.run_ids[int(curve.run[place])], int(curve.examples_seen[place])))
     return found
 
