@@ -45,7 +45,7 @@ def test_an_ensemble_of_proxies_is_trained_evaluated_and_chooses(experiment):
     proxies = tuple(Proxy("0.4M", 16, seed, policy_size="0.4M", policy_seed=0, epochs=3) for seed in (0, 1))
     choice = BestOfN(Proxies(proxies, "worst"), pool=4, ns=(1, 4))
     tasks = plan(experiment, [choice])
-    assert proxies[1].name == "proxy-0.4M-pairs16-seed1-of-0.4M-seed0-passes3"
+    assert proxies[1].name == "proxy-0.4M-pairs16-seed1-of-0.4M-seed0-epochs3"
     done = set()
     for name, task in tasks.items():
         assert set(task.needs) <= done

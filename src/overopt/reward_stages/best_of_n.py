@@ -159,6 +159,8 @@ def run_best_of_n(
     Returns:
         One row an n, as in best_of_n.csv.
     """
+    if not reward:
+        raise ValueError("name the reward models that samples are chosen by: --reward CHECKPOINT ...")
     require_members(reward)
     if isinstance(judge, Judging):
         judge.require()
