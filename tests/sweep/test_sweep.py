@@ -220,12 +220,12 @@ def test_evaluating_while_it_trains_changes_nothing(done, preference_folder, tmp
             task.run()
     finally:
         torch.set_num_threads(threads)
-    [run] = experiment.client.search_runs(
-        [e.experiment_id for e in experiment.client.search_experiments()], "tags.`overopt.stage` = 'align'"
+    [run] = experiment.tasks.client.search_runs(
+        [e.experiment_id for e in experiment.tasks.client.search_experiments()], "tags.`overopt.stage` = 'align'"
     )
     expected = points(done).query("beta == 0.1").set_index("examples_seen")
     for name in ("kl_nats", "win_rate", "forward_kl_nats", "loss"):
-        history = {m.step: m.value for m in experiment.client.get_metric_history(run.info.run_id, f"eval/{name}")}
+        history = {m.step: m.value for m in experiment.tasks.client.get_metric_history(run.info.run_id, f"eval/{name}")}
         assert history == pytest.approx(expected[name].to_dict(), rel=1e-9)
 
 
