@@ -46,7 +46,7 @@ beta-grid: .venv/ready
 methods: .venv/ready
 	$(BIN)/python studies/methods.py $(ARGS)
 
-# RLHF that goes further, against one proxy and ensembles; half an hour.
+# RLHF that goes further, against one proxy and ensembles; under an hour.
 methods-far: .venv/ready
 	$(BIN)/python studies/methods.py --out outputs/sweeps/methods_far $(ARGS) -- --preset conf/sweep/far_rl.yaml \
 		--alignments --optimisers rloo --rl-betas 0.001

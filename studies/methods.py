@@ -34,7 +34,7 @@ def main() -> None:
 
     report = arguments.out / "report"
     methods, effects = (pd.read_csv(report / f"{name}.csv") for name in ("methods", "method_effects"))
-    methods["goodhart"] = methods["goodhart"].fillna("")
+    methods["goodhart"] = methods["goodhart"].fillna("unknown")
     done, hours, commit, run = sweep_record(arguments.out, "methods", with_shared=True)
     texts = last_texts(run)
     lines = [
@@ -63,7 +63,7 @@ def peaks(methods: pd.DataFrame) -> Iterator[str]:
         yield (
             f"{row['method']}: peak {interval(row, 'peak')} at KL {row['kl_at_peak_nats']:.1f}, {row['peak_is']}; fall "
             f"{interval(row, 'fall')} to KL {row['furthest_kl_nats']:.1f}; proxy meanwhile "
-            f"{interval(row, 'proxy_rise')}; proxy up while gold falls: {row['goodhart'] or 'unknown'}"
+            f"{interval(row, 'proxy_rise')}; proxy up while gold falls: {row['goodhart']}"
         )
 
 

@@ -469,6 +469,8 @@ class PolicyGradientModule(StepModule):
         # A process without a prompt of its own waits with the others for the sums of all.
         values = [float(len(prompts)), *(float(sum(parts)) for parts in sums.values())]
         count, *totals = self.ranks().total(torch.tensor(values)).tolist()
+        if not count:
+            return
         for name, total in zip(sums, totals, strict=True):
             self.log(f"{split}/{name}", total / count, prog_bar=True, batch_size=1, sync_dist=True)
 
