@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: quickstart test check lint science numerics judge-statistics human-agreement reproducible real-comparisons \
 	bad-input equivalence sharding paper-trial clean bench-training bench-ablation bench-growth bench-sampling \
-	bench-economy bench-plan judge-trial beta-grid methods methods-far methods-plain-gold sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
+	bench-economy bench-plan judge-trial beta-grid methods methods-far methods-plain-gold gold-gains sweep-chaos bench-sweep find-peak recovery analysis-checks odd-stores bench-analysis bench-report report-page \
 	tree-mdp tree-mdp-checks bench-tree-mdp rank-deficiency token-q token-q-checks best-of-n-checks mitigations-checks rlhf-checks
 
 quickstart: .venv/ready
@@ -50,6 +50,10 @@ methods: .venv/ready
 methods-far: .venv/ready
 	$(BIN)/python studies/methods.py --out outputs/sweeps/methods_far $(ARGS) -- --preset conf/sweep/far_rl.yaml \
 		--alignments --optimisers rloo --rl-betas 0.001
+
+# Gold and proxy of each of RLHF's kept runs; seconds.
+gold-gains: .venv/ready
+	$(BIN)/python studies/gold_gains.py
 
 # RLHF under the embedded default's own gold model, beside DPO; twenty minutes.
 methods-plain-gold: .venv/ready
