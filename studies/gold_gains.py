@@ -3,8 +3,8 @@
     make gold-gains
 
 Reads ``points.csv`` of results/methods and results/methods_far, where runs are told by method, beta and seed. Rewards
-are gains over the run's own reference; the best of a run's noisy checkpoints is partly luck. The last line says how many
-of the far runs end below their reference.
+are gains over the run's own reference; the best of a run's noisy checkpoints is partly luck. The last line says how
+many of the far runs end below their reference.
 """
 
 from collections.abc import Iterator
